@@ -1,0 +1,72 @@
+"""fitkit: one YAML file declares a PyTorch experiment, `fit` runs it and returns a History.
+
+    history = fitkit.fit("specs/digits.yaml")
+    history = fitkit.Model(my_module).fit(spec, data=(x, y))
+
+Importing this package imports no torch: each public name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fitkit.errors import CheckpointError, DataError, FitkitError, SpecError, TrainingError
+from fitkit.history import History
+
+if TYPE_CHECKING:
+    from fitkit import register as register
+    from fitkit.builder import build as build
+    from fitkit.builder import load_spec as load_spec
+    from fitkit.model import Model as Model
+    from fitkit.model import fit as fit
+    from fitkit.model import load as load
+    from fitkit.parts.callback import Callback as Callback
+    from fitkit.parts.callback import LambdaCallback as LambdaCallback
+    from fitkit.spec.spec import Spec as Spec
+    from fitkit.trainer import Trainer as Trainer
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Callback": "fitkit.parts.callback",
+    "LambdaCallback": "fitkit.parts.callback",
+    "Model": "fitkit.model",
+    "Spec": "fitkit.spec.spec",
+    "Trainer": "fitkit.trainer",
+    "build": "fitkit.builder",
+    "fit": "fitkit.model",
+    "load": "fitkit.model",
+    "load_spec": "fitkit.builder",
+}
+
+__all__ = [
+    "Callback",
+    "CheckpointError",
+    "DataError",
+    "FitkitError",
+    "History",
+    "LambdaCallback",
+    "Model",
+    "Spec",
+    "SpecError",
+    "Trainer",
+    "TrainingError",
+    "build",
+    "fit",
+    "load",
+    "load_spec",
+    "register",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "register":
+        return importlib.import_module("fitkit.register")
+    if name not in _WHERE:
+        raise AttributeError(f"module 'fitkit' has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,262 @@
+"""Spec -> Trainer: the only package that knows every table.
+
+`load_spec` checks what a spec says by itself; `build` then goes through its sections in their order, and says whatever
+can be known from the data before the first step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fitkit.builder.data import Prepared, prepare
+from fitkit.builder.objective import Bound, check_values, choose_loss, count_outputs, first_batch, make_objective
+from fitkit.builder.tables import PLATEAU, TABLES, default
+from fitkit.data import Inputs
+from fitkit.engine.batches import Batches, batches_per_epoch
+from fitkit.engine.devices import choose_device, choose_precision
+from fitkit.engine.seeds import INIT, derive
+from fitkit.engine.step import eval_mode
+from fitkit.errors import DataError, Fault, SpecError, listing, nearest, show
+from fitkit.parts.callback import Callback
+from fitkit.parts.callbacks import TerminateOnNaN
+from fitkit.parts.layers import build_layers
+from fitkit.parts.optimizers import build_optimizer
+from fitkit.parts.schedules import bind_schedule
+from fitkit.spec import check, compose
+from fitkit.spec.component import Component
+from fitkit.spec.reader import Node
+from fitkit.spec.spec import Spec, name_from
+from fitkit.trainer import Monitor, Trainer
+
+SpecLike = str | Path | Mapping[str, Any] | Spec
+Overrides = Iterable[str] | Mapping[str, Any] | None
+CARD_FORMAT = 1
+
+
+def load_spec(source: SpecLike, overrides: Overrides = None) -> Spec:
+    """Read and check a spec: a path, a text, a dict, or a Spec as it is.
+
+    `overrides` are "key=value" texts or a mapping of dotted keys. Raises SpecError with every mistake in file order.
+    """
+    if isinstance(source, Spec):
+        if not overrides:
+            return source
+        source = source.given
+    return check_tree(compose.read(source, overrides), source, bool(overrides))
+
+
+def check_tree(tree: Node, source: Any = None, changed: bool = False) -> Spec:
+    """Check a tree that `compose.read` made of a source; a spec without a name takes that of its file."""
+    path = Path(source) if compose.is_path(source) else None
+    spec = check.check(tree, TABLES, "run" if path is None else name_from(path))
+    if path is None or changed or "extends" in tree.items():
+        return spec
+    return dataclasses.replace(spec, text=path.read_text("utf-8-sig"))
+
+
+def build(
+    spec: SpecLike,
+    *,
+    model: nn.Module | None = None,
+    data: Any = None,
+    out: Path | str | None = None,
+    callbacks: Sequence[Callback] = (),
+    overrides: Overrides = None,
+) -> Trainer:
+    """Return the Trainer that a spec asks for.
+
+    Args:
+        spec: a Spec, a path, a text or a dict.
+        model: a module of your own, used instead of `model:` as it is, in its own dtype.
+        data: `(x, y)`, a Dataset, a DataLoader, or {"train": …, "val": …, "test": …} of these, instead of `data:`.
+        out: the run folder, for callbacks that write files.
+        callbacks: callbacks of your own, after those of the spec.
+
+    Raises SpecError or DataError for anything that would fail later.
+    """
+    return assemble(load_spec(spec, overrides), model, data, None if out is None else Path(out), callbacks)[0]
+
+
+def assemble(
+    spec: Spec, model: nn.Module | None, data: Any, out: Path | None, callbacks: Sequence[Callback] = ()
+) -> tuple[Trainer, Prepared]:
+    """Return the Trainer and the data that it was built on, test part included."""
+    device = choose_device(spec.fit.device)
+    precision = choose_precision(spec.fit.precision, device)
+    if model is None and spec.model is None:
+        raise SpecError(Fault("a spec needs `model:`, or use fitkit.Model(module).fit(spec).", "model"))
+    dtype = torch.get_default_dtype() if model is None else _float_dtype(model)
+    prepared = prepare(spec, data, dtype=dtype, device=device)
+    spec = prepared.spec
+    contract = choose_loss(spec, prepared.target, prepared)
+    check_values(prepared, contract.loss)
+    ours = model is None
+    inputs = prepared.inputs
+    outputs = count_outputs(contract, prepared) if ours else None
+    if model is None:
+        model = make_model(spec, inputs, outputs or 0)
+    else:
+        spec = dataclasses.replace(spec, model=None)  # the module stands in for what the spec says
+    model.to(device)
+    bound = make_objective(spec, contract, prepared, model, precision, ours)
+    objective, spec = bound.objective, bound.spec
+    _refuse_single_batchnorm(model, objective.transform, prepared, spec)
+    train = prepared.parts["train"]
+    optimizer_part = spec.optimizer or default("optimizers", "AdamW", "optimizer")
+    optimizer = build_optimizer(optimizer_part, model, device)
+    schedule_part = spec.schedule or default("schedules", "constant", "schedule")
+    spec = dataclasses.replace(spec, optimizer=optimizer_part, schedule=schedule_part)
+    scaler = torch.amp.GradScaler(device.type) if precision is torch.float16 else None
+    trainer = Trainer(
+        model=model,
+        objective=objective,
+        optimizer=optimizer,
+        train=train,
+        val=prepared.parts.get("val"),
+        schedule=_make_schedule(schedule_part, spec, train),
+        callbacks=_make_callbacks(spec, out, callbacks),
+        options=_with_epochs(spec),
+        seed=spec.seed,
+        scaler=scaler,
+        out=out,
+        spec=dataclasses.replace(spec, fit=_with_epochs(spec)),
+        notes=prepared.counts,
+    )
+    _check_monitors(trainer, spec, callbacks)
+    trainer.card = make_card(trainer, prepared, inputs, outputs, bound, ours)
+    trainer.history.spec = trainer.spec.resolved()
+    return trainer, prepared
+
+
+def _float_dtype(model: nn.Module) -> torch.dtype:
+    floats = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return next(floats, torch.get_default_dtype())
+
+
+def _with_epochs(spec: Spec) -> Any:
+    return dataclasses.replace(spec.fit, epochs=spec.fit.most_epochs)
+
+
+def make_model(spec: Spec, inputs: Inputs, outputs: int) -> nn.Module:
+    """Build the spec's model: initial weights depend on the seed alone, torch's generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive(spec.seed, INIT))
+        if isinstance(spec.model, Component):
+            model: nn.Module = spec.model.build(inputs, outputs)
+            return model
+        assert spec.model is not None
+        return build_layers(spec.model, inputs, outputs)
+
+
+def _refuse_single_batchnorm(model: nn.Module, transform: nn.Module | None, prepared: Prepared, spec: Spec) -> None:
+    """Refuse a last batch of one sample where a BatchNorm would see a single value a channel: it has no variance."""
+    train = prepared.parts["train"]
+    if train.samples is None or (train.samples % train.batch_size != 1 and train.batch_size != 1):
+        return
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in norms if m.training or m.running_mean is None]
+    single: list[str] = []
+
+    def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if args[0].numel() == args[0].shape[0] * args[0].shape[1]:
+            single.append(type(module).__name__)
+
+    handles = [norm.register_forward_pre_hook(look) for norm in norms]
+    try:
+        x, _ = first_batch(prepared)
+        with eval_mode(model), torch.no_grad():
+            model(x if transform is None else transform(x))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if single:
+        size, rows = train.batch_size, train.samples
+        fine = [n for n in range(max(2, size - 2), size + 8) if rows % n != 1][:3]
+        message = (
+            f"{rows:,} training rows in batches of {size} leave a last batch of 1, for which {single[0]} has "
+            f"no variance. Choose another batch_size, such as {listing(map(str, fine))}, or LayerNorm."
+        )
+        raise SpecError(Fault(message, "fit.batch_size"))
+
+
+def _make_schedule(component: Component, spec: Spec, train: Batches) -> Any:
+    if component.name == PLATEAU:
+        component = default("schedules", "constant", "schedule")
+    options = _with_epochs(spec)
+    steps = batches_per_epoch(train)
+    known = None if steps is None or options.epochs is None else -(-steps // options.accumulate) * options.epochs
+    total = min((n for n in (known, options.max_steps) if n is not None), default=None)
+    if total is None:
+        if component.name == "constant" and not component.get("warmup"):
+            return lambda step: 1.0
+        needs = "fit.max_steps" if steps is None else "fit.epochs or fit.max_steps"
+        raise component.error(f"{component.name} needs to know how long the run is. Give {needs}.")
+    return bind_schedule(component, total)
+
+
+def _make_callbacks(spec: Spec, out: Path | None, more: Sequence[Callback]) -> tuple[Callback, ...]:
+    components = list(spec.callbacks)
+    if spec.schedule is not None and spec.schedule.name == PLATEAU:
+        components.append(spec.schedule)
+    made: list[Callback] = [TerminateOnNaN()] if all(c.name != "TerminateOnNaN" for c in components) else []
+    for component in components:
+        callback: Callback = component.build()
+        if callback.writes_files and out is None:
+            raise component.error(f"{component.name} writes into the run folder: give fit(..., out=FOLDER).")
+        made.append(callback)
+    return (*made, *more)
+
+
+def _check_monitors(trainer: Trainer, spec: Spec, more: Sequence[Callback]) -> None:
+    """Refuse a monitor that no column bears; let ModelCheckpoint or EarlyStopping choose the best epoch's column."""
+    components = [c for c in (*spec.callbacks, spec.schedule) if c is not None and "monitor" in c.entry.arguments]
+    faults: list[Fault] = []
+    for component in components:
+        column = component.get("monitor")
+        if column not in trainer.columns:
+            near = nearest(column, trainer.columns)
+            hint = f" Did you mean {show(near)}?" if near else ""
+            if column.startswith("val_") and trainer.val is None:
+                hint = " There is no validation split: give splits a val above 0."
+            message = f"this run has no column {show(column)}.{hint} The columns are {listing(trainer.columns)}."
+            faults += component.error(message, "monitor").faults
+    if faults:
+        raise SpecError(faults)
+    for name in ("EarlyStopping", "ModelCheckpoint"):  # the later one wins
+        for component in components:
+            if component.name == name and trainer.val is not None:
+                column, mode = component.get("monitor"), component.get("mode")
+                if not column.startswith("val_"):
+                    message = f"{name} monitors {column}, taken while the weights still move; val_{column} tells more"
+                    warnings.warn(message, stacklevel=2)
+                trainer.monitor = Monitor(column, trainer.direction(column) if mode == "auto" else mode)
+
+
+def make_card(
+    trainer: Trainer, prepared: Prepared, inputs: Inputs, outputs: int | None, bound: Bound, ours: bool
+) -> dict[str, Any]:
+    """Return what a weights file says of itself: enough to rebuild the model and its preprocessing, as plain JSON."""
+    data, spec = prepared.data, trainer.spec
+    features = None if data is None or data.features is None else [dataclasses.asdict(f) for f in data.features]
+    return {
+        "format": CARD_FORMAT,
+        "spec": {key: value for key, value in spec.resolved().items() if key in ("model", "loss", "metrics")},
+        "inputs": {"shape": list(inputs.shape), "vocabulary": inputs.vocabulary},
+        "outputs": outputs,
+        "target": prepared.target,
+        "classes": None if data is None or data.classes is None else list(data.classes),
+        "features": features,
+        "class_dim": bound.class_dim,
+        "squeezed": bound.squeezed,
+        "built": ours,
+    }
+
+
+__all__ = ["DataError", "Spec", "Trainer", "assemble", "build", "check_tree", "load_spec", "make_model"]

@@ -1,0 +1,194 @@
+"""From what a spec or Python gives to batches: source, split, transform, placement."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from fitkit.builder.tables import default
+from fitkit.data import Data, Inputs, Target
+from fitkit.engine.batches import ArrayBatches, Batches, LoaderBatches
+from fitkit.engine.intake import PARTS, Part, take
+from fitkit.engine.seeds import SPLIT, derive
+from fitkit.errors import DataError, Fault, SpecError
+from fitkit.parts.splits import class_counts, default_split
+from fitkit.parts.transforms import default_transform
+from fitkit.spec.component import Component
+from fitkit.spec.spec import Spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """The data of a run, ready to be iterated, and what models, losses and files are told about it."""
+
+    parts: Mapping[str, Batches]  # train, and val and test where there are any
+    data: Data | None  # the data in memory, or its training part; None for a Dataset or DataLoader
+    counts: str = ""  # class counts a part, to be printed once
+    train_rows: Tensor | None = None
+    transform: nn.Module | None = None
+    spec: Spec  # with `data` and `splits` as used
+
+    @property
+    def inputs(self) -> Inputs:
+        """The shape of a sample as the model gets it."""
+        if self.data is None:
+            x, _ = next(iter(self.parts["train"].in_order()))
+            return Inputs(tuple(x.shape[1:]), None)
+        shape = (self.data.window,) if self.data.window else tuple(self.data.x.shape[1:])
+        return Inputs(shape, self.data.vocabulary)
+
+    @property
+    def target(self) -> Target:
+        """Whether targets are classes or values."""
+        if self.data is not None:
+            return self.data.target
+        _, y = next(iter(self.parts["train"].in_order()))
+        return "values" if y.is_floating_point() else "classes"
+
+
+def prepare(spec: Spec, given: Any, *, dtype: torch.dtype, device: torch.device) -> Prepared:
+    """Read, split, transform and place the data; `given` is what Python handed to fit, or None.
+
+    Raises SpecError for a split or transform that does not fit the data, DataError for the data itself.
+    """
+    if given is None:
+        if spec.data is None:
+            raise SpecError(Fault("a spec needs `data:`, or hand the data to fit(spec, data=(x, y)).", "data"))
+        taken: Part | dict[str, Part] = spec.data.build()
+    else:
+        taken = take(given)
+        if spec.data is None or spec.data.name != "arrays":
+            spec = replace(spec, data=default("sources", "arrays", "data"))
+    assert spec.data is not None
+    if isinstance(taken, Data):
+        return _split_arrays(spec, taken, dtype, device)
+    if isinstance(taken, dict):
+        if spec.splits is not None:
+            raise spec.splits.error("the data comes in parts already (train, val, …). Leave `splits` out.")
+        return _given_parts(spec, taken, dtype, device)
+    return _split_loader(spec, taken, device)
+
+
+def _split_arrays(spec: Spec, data: Data, dtype: torch.dtype, device: torch.device) -> Prepared:
+    splits = spec.splits or default("splits", default_split(data), "splits")
+    rows: dict[str, Tensor] = splits.build(data, derive(spec.seed, SPLIT))
+    _refuse_empty(splits, rows)
+    transform = _transform(spec, data, rows["train"], dtype, device)
+    placed = _placed(data, dtype, device)
+    parts = {name: _batches(placed, spec, rows[name]) for name in PARTS if name in rows}
+    counts = class_counts(data, rows) if data.target == "classes" and data.y is not None and data.y.ndim == 1 else ""
+    return Prepared(
+        parts=parts,
+        data=placed,
+        counts=counts,
+        train_rows=rows["train"],
+        transform=transform,
+        spec=replace(spec, splits=splits),
+    )
+
+
+def _refuse_empty(splits: Component, rows: Mapping[str, Tensor]) -> None:
+    for name in ("train", "val", "test"):
+        if name in rows and len(rows[name]) == 0:
+            total = sum(len(part) for part in rows.values())
+            raise splits.error(f"the {name} part is empty: there are only {total} rows.")
+    if "train" not in rows:
+        raise splits.error("there is no train part.")
+
+
+def _batches(data: Data, spec: Spec, rows: Tensor | None) -> ArrayBatches:
+    return ArrayBatches(
+        data.x,
+        data.y,
+        batch_size=spec.fit.batch_size,
+        rows=rows,
+        tokens=data.vocabulary is not None,
+        window=data.window,
+        starts=data.starts,
+    )
+
+
+def _placed(data: Data, dtype: torch.dtype, device: torch.device) -> Data:
+    """Put one copy on the device: inputs in their own dtype, but floats in the model's; class numbers as int64."""
+    x = data.x.to(device, dtype if data.x.is_floating_point() else None)
+    if data.y is None:
+        return replace(data, x=x, starts=None if data.starts is None else data.starts.to(device))
+    return replace(data, x=x, y=data.y.to(device, torch.int64 if data.target == "classes" else dtype))
+
+
+def _transform(
+    spec: Spec, data: Data, train: Tensor | None, dtype: torch.dtype, device: torch.device
+) -> nn.Module | None:
+    """Fit the transform on the training rows alone."""
+    assert spec.data is not None
+    asked = spec.data.get("transform")
+    if asked == "auto":
+        name = None if spec.data.name == "arrays" else default_transform(data)
+        asked = None if name is None else default("transforms", name, f"{spec.data.path}.transform")
+    if not isinstance(asked, Component):
+        return None
+    if data.vocabulary is not None:
+        raise asked.error("the samples are token ids: they have no scale.")
+    made: nn.Module = asked.build(data.x if train is None else data.x.index_select(0, train))
+    return made.to(device, dtype)
+
+
+def _given_parts(spec: Spec, parts: Mapping[str, Part], dtype: torch.dtype, device: torch.device) -> Prepared:
+    batches: dict[str, Batches] = {}
+    train = parts["train"]
+    transform = _transform(spec, train, None, dtype, device) if isinstance(train, Data) else None
+    placed = _placed(train, dtype, device) if isinstance(train, Data) else None
+    for name, part in parts.items():
+        if isinstance(part, Data):
+            if isinstance(train, Data):
+                _alike(train, part)
+            batches[name] = _batches(placed if part is train and placed else _placed(part, dtype, device), spec, None)
+        else:
+            batches[name] = _loader(part, spec, device, None, f"data[{name!r}]")
+    rows = {name: torch.arange(len(part)) for name, part in parts.items() if isinstance(part, Data)}
+    return Prepared(parts=batches, data=placed, train_rows=rows.get("train"), transform=transform, spec=spec)
+
+
+def _alike(train: Data, part: Data) -> None:
+    assert train.y is not None and part.y is not None
+    for what, one, other in (("x", train.x, part.x), ("y", train.y, part.y)):
+        if one.shape[1:] != other.shape[1:]:
+            sizes = f"{tuple(other.shape[1:])}, in train {tuple(one.shape[1:])}"
+            raise DataError(f"{part.name}: {what} has samples of shape {sizes}.")
+    if train.target != part.target:
+        raise DataError(f"{part.name}: y holds {part.target}, in train it holds {train.target}.")
+
+
+def _split_loader(spec: Spec, source: Dataset[Any] | DataLoader[Any], device: torch.device) -> Prepared:
+    dataset = source.dataset if isinstance(source, DataLoader) else source
+    assert not isinstance(dataset, DataLoader)
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        if spec.splits is not None:
+            raise spec.splits.error("this dataset can only be iterated. Give data={'train': …, 'val': …}.")
+        warnings.warn("the data can only be iterated, so there is no validation split", stacklevel=2)
+        return Prepared(parts={"train": _loader(source, spec, device, None, "data")}, data=None, spec=spec)
+    splits = spec.splits or default("splits", "random", "splits")
+    if splits.name != "random":
+        raise splits.error(f"{splits.name} needs the targets in memory. For a Dataset use random, or give it in parts.")
+    empty = torch.empty(len(dataset), 0)
+    rows: dict[str, Tensor] = splits.build(
+        Data(x=empty, y=torch.empty(len(empty)), target="values"), derive(spec.seed, SPLIT)
+    )
+    _refuse_empty(splits, rows)
+    parts = {name: _loader(source, spec, device, rows[name], "data") for name in PARTS if name in rows}
+    return Prepared(parts=parts, data=None, spec=replace(spec, splits=splits))
+
+
+def _loader(part: Any, spec: Spec, device: torch.device, rows: Tensor | None, name: str) -> LoaderBatches:
+    assert spec.data is not None
+    if isinstance(spec.data.get("transform"), Component):
+        raise spec.data.error("a transform needs the data in memory. Do it in the Dataset.", "transform")
+    return LoaderBatches(
+        part, batch_size=spec.fit.batch_size, device=device, rows=rows, workers=spec.fit.workers, name=name
+    )

@@ -1,0 +1,288 @@
+"""What is minimised and measured: the loss and metrics of a spec, bound to the shapes that the model really gives."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fitkit.builder.data import Prepared
+from fitkit.builder.tables import default
+from fitkit.data import Target
+from fitkit.engine.align import class_dimensions, looks_like_probabilities, make_align
+from fitkit.engine.batches import ArrayBatches, Batch
+from fitkit.engine.step import Loss, Metric, Objective, eval_mode
+from fitkit.errors import DataError, listing, show
+from fitkit.parts.losses import default_loss, resolve_class_weight, resolve_pos_weight
+from fitkit.spec.component import Component
+from fitkit.spec.spec import Spec
+from fitkit.spec.types import Range
+
+CLASSIFYING = ("classes", "binary", "signs")
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a spec's loss asks of model and data."""
+
+    loss: Component
+    kind: Any  # "classes", "binary", "signs" or "values"
+
+    @property
+    def outputs_one(self) -> bool:
+        """Whether the model gives one number a sample for two classes."""
+        return self.kind in ("binary", "signs")
+
+
+def choose_loss(spec: Spec, target: Target, prepared: Prepared) -> Contract:
+    """Return the loss of the spec, or the data's default, after checking that it can compare with such targets."""
+    classes = None if prepared.data is None or prepared.data.classes is None else len(prepared.data.classes)
+    loss = spec.loss or default("losses", default_loss(target, classes), "loss")
+    kind = loss.entry.facts["target"]
+    if kind == "classes" and target == "values":
+        raise loss.error(
+            f"{loss.name} compares class numbers, but the target holds real numbers{_example(prepared)}. For "
+            "regression write loss: mse_loss; if they are classes, give them as integers."
+        )
+    if kind == "values" and target == "classes" and spec.loss is not None and _vector_classes(prepared):
+        raise loss.error(f"{loss.name} compares numbers, but the target holds classes. Write loss: cross_entropy.")
+    if kind in ("binary", "signs") and prepared.data is not None and prepared.data.y is not None:
+        _check_binary(loss, prepared.data.y)
+    return Contract(loss, kind)
+
+
+def _vector_classes(prepared: Prepared) -> bool:
+    return prepared.data is not None and prepared.data.classes is not None and prepared.data.y is not None
+
+
+def _example(prepared: Prepared) -> str:
+    if prepared.data is None or prepared.data.y is None:
+        return ""
+    return f" (the first is {prepared.data.y.flatten()[0].item():g})"
+
+
+def _check_binary(loss: Component, y: Tensor) -> None:
+    values = torch.unique(y.flatten())
+    if len(values) > 2 or not all(value in (0, 1) for value in values.tolist()):
+        found = listing([f"{value:g}" for value in values.tolist()], 6)
+        more = " For more classes write loss: cross_entropy." if len(values) > 2 else " Number the classes 0 and 1."
+        raise loss.error(f"{loss.name} needs targets 0 and 1, but here are {found}.{more}")
+
+
+def count_outputs(contract: Contract, prepared: Prepared) -> int:
+    """Return how many numbers a sample the model must give: `outputs` in a spec."""
+    data = prepared.data
+    if contract.kind in ("binary", "signs"):
+        return 1
+    if contract.kind == "values":
+        shape = _first_target(prepared).shape[1:]
+        return int(torch.Size(shape).numel()) if shape else 1
+    if data is not None and data.window is not None:
+        return data.vocabulary or 0
+    if data is not None and data.classes is not None:
+        return len(data.classes)
+    if data is None or data.y is None:
+        raise DataError("the number of classes is not known for a Dataset. Write it where the spec says `outputs`.")
+    labels = data.y[data.y != ignored(contract.loss)] if ignored(contract.loss) is not None else data.y
+    return int(labels.max()) + 1
+
+
+def ignored(loss: Component) -> int | None:
+    """Return the target that the loss leaves out, if the spec names one."""
+    value = loss.get("ignore_index")
+    return None if value is None else int(value)
+
+
+def _first_target(prepared: Prepared) -> Tensor:
+    return first_batch(prepared)[1]
+
+
+def first_batch(prepared: Prepared) -> Batch:
+    """Return the first batch of the training part in its own order."""
+    for batch in prepared.parts["train"].in_order():
+        return batch
+    raise DataError("the training data yields no batch.")
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An objective that fits the model's outputs, and how to read them."""
+
+    objective: Objective
+    spec: Spec  # with loss and metrics as used
+    class_dim: int  # where the classes stand in the model's output
+    squeezed: bool  # whether its one output a sample is compared without the last dimension
+
+
+def make_objective(
+    spec: Spec, contract: Contract, prepared: Prepared, model: nn.Module, precision: torch.dtype | None, ours: bool
+) -> Bound:
+    """Return the objective for these parts, after running the model on the first batch.
+
+    `ours` says that fitkit built the model, so that one output may be squeezed to the shape of the target.
+    """
+    loss = contract.loss
+    x, y = first_batch(prepared)
+    nothing: Any = None
+    objective = Objective(nothing, nothing, nothing, (), prepared.transform, precision)
+    output = try_model(objective, model, x)
+    ignore = ignored(loss)
+    align = make_align(contract.kind, output, y, squeeze=ours, ignore_index=ignore)
+    aligned, target, _ = align(output, y)
+    _check_output(loss, aligned)
+    if contract.kind == "classes":
+        check_labels(prepared, aligned.shape[1], ignore, loss)
+    loss = _with_numbers(loss, contract, prepared, aligned)
+    train_loss, val_loss = _bind_loss(loss, aligned)
+    metrics = choose_metrics(spec, contract, aligned)
+    train_loss(aligned, target)
+    bound = tuple(_bind_metric(metric, loss) for metric in metrics)
+    for metric in bound:
+        metric.function(aligned, target)
+    objective = replace(objective, align=align, loss=train_loss, val_loss=val_loss, metrics=bound)
+    last, _ = class_dimensions(tuple(output.shape), tuple(y.shape))
+    return Bound(
+        objective,
+        replace(spec, loss=loss, metrics=metrics),
+        class_dim=-1 if last or contract.kind != "classes" else 1,
+        squeezed=contract.kind != "classes" and output.ndim > y.ndim,
+    )
+
+
+def try_model(objective: Objective, model: nn.Module, x: Tensor) -> Tensor:
+    """Return the model's output for one batch, in eval mode; a batch that it refuses is a DataError in plain words."""
+    try:
+        with eval_mode(model), torch.no_grad():
+            output: Any = objective.output(model, x)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        dtype = str(x.dtype).removeprefix("torch.")
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        hint = ""
+        if not x.is_floating_point() and objective.transform is None:
+            hint = " If these are measurements, convert x to float, or write data: {arrays: {transform: scale}}."
+        raise DataError(f"the model refuses a batch of shape {tuple(x.shape)}, {dtype}: {lines[0]}.{hint}") from error
+    if not isinstance(output, Tensor):
+        raise DataError(f"the model must return one tensor, not a {type(output).__name__}.")
+    return output
+
+
+def _check_output(loss: Component, output: Tensor) -> None:
+    kind, name = loss.entry.facts["output"], loss.name
+    if kind == "logits" and loss.entry.facts["target"] == "classes" and looks_like_probabilities(output):
+        raise loss.error(
+            f"{name} takes logits, but the model gives probabilities (each row adds up to 1): a softmax would be taken "
+            "twice. Remove the model's last softmax."
+        )
+    if kind == "log_probabilities" and not looks_like_probabilities(output.exp()):
+        raise loss.error(f"{name} takes log-probabilities. End the model with LogSoftmax, or use cross_entropy.")
+    if kind == "probabilities" and bool(((output < 0) | (output > 1)).any()):
+        raise loss.error(f"{name} takes probabilities. End the model with Sigmoid, or use {name}_with_logits.")
+
+
+def check_labels(prepared: Prepared, classes: int, ignore: int | None, loss: Component) -> None:
+    """Raise DataError naming the first row whose class number the model has no output for."""
+    for part, batches in prepared.parts.items():
+        if not isinstance(batches, ArrayBatches) or batches.y is None:
+            continue
+        y = batches.y.index_select(0, batches.rows)
+        wrong = (y < 0) | (y >= classes)
+        if ignore is not None:
+            wrong &= y != ignore
+        if bool(wrong.any()):
+            row = int(wrong.flatten(1).any(1).nonzero()[0] if wrong.ndim > 1 else wrong.nonzero()[0])
+            at, bad = int(batches.rows[row]), int(y[row][wrong[row]].flatten()[0])
+            name = prepared.data.name if prepared.data else part
+            message = (
+                f"{name}: row {at} of y ({part}) is class {bad}, but the model has outputs for 0 to {classes - 1}."
+            )
+            if bad == -100 and ignore is None:
+                message += f" If -100 marks what to leave out, write loss: {{{loss.name}: {{ignore_index: -100}}}}."
+            elif bad == classes:
+                message += " Classes count from 0."
+            raise DataError(message)
+
+
+def _with_numbers(loss: Component, contract: Contract, prepared: Prepared, output: Tensor) -> Component:
+    """Return the loss with "balanced" weights as the numbers that the training rows give."""
+    args = dict(loss.args)
+    for name, resolve in (("class_weight", resolve_class_weight), ("pos_weight", resolve_pos_weight)):
+        if args.get(name) is not None:
+            width = output.shape[1] if contract.kind == "classes" else 2
+            try:
+                args[name] = resolve(args[name], _class_counts(loss, name, prepared, width)).tolist()
+            except ValueError as error:
+                raise loss.error(f"{error}.", name) from None
+    return replace(loss, args=args)
+
+
+def _bind_loss(loss: Component, output: Tensor) -> tuple[Loss, Loss]:
+    dtype = output.dtype if output.dtype == torch.float64 else torch.float32
+    arguments = loss.own()
+    for name in ("class_weight", "pos_weight"):
+        if arguments.get(name) is not None:
+            arguments[name] = torch.tensor(arguments[name], dtype=dtype, device=output.device)
+    plain = {name: v for name, v in arguments.items() if name not in loss.entry.facts.get("training_only", ())}
+    function = loss.entry.factory
+    return functools.partial(function, **arguments), functools.partial(function, **plain)
+
+
+def _class_counts(loss: Component, argument: str, prepared: Prepared, classes: int) -> Tensor:
+    batches = prepared.parts["train"]
+    if not isinstance(batches, ArrayBatches) or batches.y is None:
+        if loss.args[argument] == "balanced":
+            raise loss.error("balanced weights need the targets in memory. Give the weights as numbers.", argument)
+        return torch.ones(classes)
+    y = batches.y.index_select(0, batches.rows).flatten().long()
+    return torch.bincount(y[(y >= 0) & (y < classes)].cpu(), minlength=classes)
+
+
+def choose_metrics(spec: Spec, contract: Contract, output: Tensor) -> tuple[Component, ...]:
+    """Return the spec's metrics; classification has accuracy without asking."""
+    classifying = contract.kind in CLASSIFYING
+    metrics = list(spec.metrics or ())
+    for metric in metrics:
+        wanted = metric.entry.facts["target"]
+        if (wanted == "classes") != classifying:
+            what = "classes" if classifying else "values"
+            raise metric.error(
+                f"{metric.name} compares {wanted}, but with {contract.loss.name} the targets are {what}."
+            )
+        k = metric.get("k")
+        if k is not None and output.ndim > 1 and k > output.shape[1]:
+            raise metric.error(f"k is {k}, but the model tells only {output.shape[1]} classes apart.", "k")
+    if classifying and not any(metric.name == "accuracy" for metric in metrics):
+        metrics.insert(0, default("metrics", "accuracy", "metrics"))
+    return tuple(metrics)
+
+
+def _bind_metric(metric: Component, loss: Component) -> Metric:
+    facts, own = metric.entry.facts, metric.own()
+    function: Callable[[Tensor, Tensor], Tensor] = (
+        functools.partial(metric.entry.factory, **own) if own else metric.entry.factory
+    )
+    if loss.entry.facts["output"] == "probabilities":  # metrics take a logit: above 0 is class 1
+        inner = function
+        function = lambda output, target: inner(torch.logit(output), target)  # noqa: E731
+    return Metric(metric.name, function, facts["higher_is_better"], facts["finish"])
+
+
+def target_range(loss: Component) -> Range | None:
+    """Return the range outside which a target has no meaning for this loss, if it has one."""
+    found = loss.entry.facts.get("target_range")
+    return found if isinstance(found, Range) else None
+
+
+def check_values(prepared: Prepared, loss: Component) -> None:
+    """Raise DataError when a target lies where the loss has no meaning, such as a negative count."""
+    limits = target_range(loss)
+    for batches in prepared.parts.values():
+        if limits is None or not isinstance(batches, ArrayBatches) or batches.y is None:
+            continue
+        low, high = float(batches.y.min()), float(batches.y.max())
+        for value in (low, high):
+            if not limits.holds(value):
+                raise DataError(f"{loss.name} needs targets of {limits}, but one is {show(value)}.")

@@ -1,0 +1,49 @@
+"""Every table by its name: what a spec may say, in one place."""
+
+from __future__ import annotations
+
+from fitkit.data import Data
+from fitkit.errors import DataError
+from fitkit.parts.callbacks import callbacks
+from fitkit.parts.layers import layers
+from fitkit.parts.losses import losses
+from fitkit.parts.metrics import metrics
+from fitkit.parts.models import models
+from fitkit.parts.optimizers import optimizers
+from fitkit.parts.schedules import schedules
+from fitkit.parts.sources import sources
+from fitkit.parts.splits import splits
+from fitkit.parts.trackers import trackers
+from fitkit.parts.transforms import transforms
+from fitkit.spec.component import Component
+from fitkit.spec.table import Table
+
+PLATEAU = "ReduceLROnPlateau"  # the one schedule with memory: a callback, which may stand under `schedule:` too
+
+
+@sources.register
+def arrays() -> Data:
+    """What Python hands to fit(spec, data=…): samples reach the model as they are unless a transform is asked for."""
+    raise DataError("the source `arrays` is the data given in Python: call fit(spec, data=(x, y)).")
+
+
+callbacks.update(trackers)
+schedules[PLATEAU] = callbacks[PLATEAU]
+
+TABLES: dict[str, Table] = {
+    "sources": sources,
+    "splits": splits,
+    "transforms": transforms,
+    "models": models,
+    "layers": layers,
+    "losses": losses,
+    "metrics": metrics,
+    "optimizers": optimizers,
+    "schedules": schedules,
+    "callbacks": callbacks,
+}
+
+
+def default(table: str, name: str, section: str) -> Component:
+    """Return the component that stands in for a section that a spec leaves out."""
+    return Component(TABLES[table][name], path=f"{section}.{name}")

@@ -1,0 +1,53 @@
+"""What a source returns: arrays and what is known about them. No torch here: the fields only hold its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Target = Literal["classes", "values"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Samples in memory, one tensor each for inputs and targets, in their own dtype.
+
+    Without `window`, row `i` of `x` (N, ...) belongs to row `i` of `y` (N, ...). With `window`, `x` is one long
+    sequence of token ids (L,), and sample `i` is `x[starts[i] : starts[i] + window]` with the same window moved on
+    by one as its target; `y` is None.
+    """
+
+    x: Tensor
+    y: Tensor | None
+    target: Target  # "classes": whole numbers from 0; "values": real numbers
+    name: str = "data"  # for messages: the source's name or the file's
+    classes: Sequence[str] | None = None  # the name of each class, in the order of its number
+    features: Sequence[Feature] | None = None  # how table columns became the columns of x; None: not a table
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # columns beside x and y: groups, times, splits
+    split: Mapping[str, Sequence[int]] | None = None  # row numbers of train, val, test when the source comes split
+    vocabulary: int | None = None  # how many different token ids x may hold; None: x holds measurements
+    window: int | None = None
+    starts: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x) if self.starts is None else len(self.starts)
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One column of a table: a number as it is, or a text column as one 0/1 column a category."""
+
+    name: str
+    categories: tuple[str, ...] | None = None  # None: a number
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a model is told about its input: the shape of one sample, and the number of token ids if it holds any."""
+
+    shape: tuple[int, ...]
+    vocabulary: int | None = None

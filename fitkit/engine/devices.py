@@ -1,0 +1,56 @@
+"""Where and with which numbers a run computes: device, precision, determinism."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+
+from fitkit.errors import Fault, SpecError
+from fitkit.spec.options import FitOptions
+
+
+def choose_device(asked: str) -> torch.device:
+    """Return the device that `fit.device` asks for; auto takes cuda, then mps, then cpu."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if asked == "auto":
+        return torch.device("cuda:0" if cuda else "mps" if mps else "cpu")
+    device = torch.device(asked)
+    if device.type == "cuda" and not cuda:
+        why = "this torch was built without CUDA" if torch.version.cuda is None else "torch finds no CUDA device"
+        raise SpecError(Fault(f"{asked} is not here: {why}. Write cpu, or auto.", "fit.device"))
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise SpecError(Fault(f"{asked} is not here: the devices are cuda:0 to cuda:{count - 1}.", "fit.device"))
+    if device.type == "mps" and not mps:
+        raise SpecError(Fault("mps is not here: this machine or this torch has no Metal device.", "fit.device"))
+    return torch.device("cuda:0") if asked == "cuda" else device
+
+
+def choose_precision(asked: str, device: torch.device) -> torch.dtype | None:
+    """Return the dtype of autocast, or None for the parameters' own; auto is bf16 on a GPU that has it."""
+    if asked == "fp16" and device.type == "cpu":
+        message = "fp16 does not train on a CPU. Write bf16, which keeps fp32's range, or fp32."
+        raise SpecError(Fault(message, "fit.precision"))
+    if asked == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[asked]
+
+
+@contextlib.contextmanager
+def run_settings(options: FitOptions, device: torch.device) -> Iterator[None]:
+    """Hold the global settings of a fit while it runs, then put back what was there, the random state included."""
+    was = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            if options.deterministic:
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses to be deterministic
+                torch.use_deterministic_algorithms(True)
+                torch.backends.cudnn.benchmark = False
+            yield
+        finally:
+            torch.use_deterministic_algorithms(was[0])
+            torch.backends.cudnn.benchmark = was[1]

@@ -1,0 +1,89 @@
+"""What Python hands to `fit(data=…)`: tensors, arrays, datasets and loaders, brought to `Data` once, at the edge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from fitkit.data import Data
+from fitkit.errors import DataError, listing, nearest, show
+
+PARTS = ("train", "val", "test")
+Part = Data | Dataset[Any] | DataLoader[Any]
+
+
+def take(data: Any) -> Part | dict[str, Part]:
+    """Return what `data` holds: one part that is still to be split, or a dict of parts that are split already.
+
+    Takes `(x, y)` of tensors or NumPy arrays, a `Dataset`, a `DataLoader`, or {"train": …, "val": …, "test": …} of
+    these. Raises DataError for anything else.
+    """
+    if not isinstance(data, Mapping):
+        return _part(data, "data")
+    for name in data:
+        if name not in PARTS:
+            near = nearest(str(name), PARTS)
+            hint = f" Did you mean {show(near)}?" if near else ""
+            raise DataError(f"data[{show(name)}]: the parts are called train, val and test.{hint}")
+    if "train" not in data:
+        raise DataError(f'data has no "train" part, only {listing(data) or "nothing"}.')
+    return {name: _part(part, f"data[{show(name)}]") for name, part in data.items()}
+
+
+def _part(data: Any, name: str) -> Part:
+    if isinstance(data, Dataset | DataLoader):
+        return data
+    if isinstance(data, tuple | list) and len(data) == 2:
+        return arrays(data[0], data[1], name)
+    what = f"a {type(data).__name__}" + (f" of {len(data)}" if isinstance(data, tuple | list) else "")
+    raise DataError(f"{name}: expects (x, y), a Dataset or a DataLoader, not {what}.")
+
+
+def arrays(x: Any, y: Any, name: str) -> Data:
+    """Return `Data` of two arrays; whole numbers in `y` are classes, real numbers are values."""
+    x, y = tensor(x, f"{name}: x"), tensor(y, f"{name}: y")
+    if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
+        raise DataError(f"{name}: x has shape {tuple(x.shape)} and y {tuple(y.shape)}: they need as many rows.")
+    if len(x) == 0:
+        raise DataError(f"{name}: there are no rows.")
+    for part, values in (("x", x), ("y", y)):
+        refuse_nan(values, f"{name}: {part}")
+    target = "values" if y.is_floating_point() else "classes"
+    return Data(x=x, y=y, target=target, name=name)  # type: ignore[arg-type]
+
+
+def tensor(value: Any, name: str) -> Tensor:
+    """Return a tensor or NumPy array (or anything with its interface) as a tensor, without a copy where possible."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if hasattr(value, "to_numpy"):  # a data frame or series
+        value = value.to_numpy()
+    if hasattr(value, "__array_interface__"):
+        kind = value.dtype.kind
+        if kind in "OUSMmV":
+            raise DataError(f"{name} holds {value.dtype} values: fitkit computes with numbers. Encode them first.")
+        if kind == "u" and value.dtype.itemsize > 1:  # torch gathers and compares no uint16, uint32, uint64
+            value = value.astype("int64")
+        if not value.flags.writeable or any(step < 0 for step in value.strides) or not value.dtype.isnative:
+            value = value.astype(value.dtype.newbyteorder("="), copy=True)
+        return torch.from_numpy(value)
+    if isinstance(value, list | tuple):
+        try:
+            return torch.tensor(value)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{name} cannot become a tensor: {error}.") from None
+    raise DataError(f"{name} is a {type(value).__name__}: expects a tensor or a NumPy array.")
+
+
+def refuse_nan(values: Tensor, name: str) -> None:
+    """Raise DataError naming the first row that holds a NaN or an infinity."""
+    if not values.is_floating_point() or bool(torch.isfinite(values).all()):
+        return
+    bad = (~torch.isfinite(values)).flatten(1).any(1) if values.ndim > 1 else ~torch.isfinite(values)
+    rows = bad.nonzero().flatten()
+    count, first = len(rows), int(rows[0])
+    raise DataError(f"{name} holds NaN or infinity in {count} row{'s'[: count != 1]}; the first is row {first}.")

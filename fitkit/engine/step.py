@@ -1,0 +1,200 @@
+"""One optimizer step and one evaluation: forward, loss, backward, update, and the sums that an epoch keeps.
+
+Nothing here waits for the device, except fp16's loss scale, which decides on the host whether a step was skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fitkit.engine.align import Align
+from fitkit.engine.batches import Batch
+
+Loss = Callable[[Tensor, Tensor], tuple[Tensor, "int | Tensor"]]  # aligned output, target -> sum, count
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric: statistics a sample, (M,) or (M, S), that are summed over an epoch, and what becomes of the sums."""
+
+    name: str
+    function: Callable[[Tensor, Tensor], Tensor]
+    higher_is_better: bool
+    finish: Callable[[Tensor, float], float]  # sums (S,) or () in float64, number of samples
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is computed from a batch: input transform, model output, loss, metrics.
+
+    `loss` is the training loss; `val_loss` the plain one of evaluation (no label smoothing). `precision` is autocast's
+    dtype, None for the parameters' own.
+    """
+
+    align: Align
+    loss: Loss
+    val_loss: Loss
+    metrics: tuple[Metric, ...] = ()
+    transform: nn.Module | None = None
+    precision: torch.dtype | None = None
+
+    def output(self, model: nn.Module, x: Tensor) -> Tensor:
+        """Return the model's output for a batch as the run computes it, in at least fp32."""
+        if self.transform is not None:
+            x = self.transform(x)
+        if self.precision is None:
+            return model(x)  # type: ignore[no-any-return]
+        with torch.autocast(x.device.type, self.precision):
+            output = model(x)
+        return output.float()  # type: ignore[no-any-return]
+
+    def forward(self, model: nn.Module, x: Tensor, y: Tensor, training: bool) -> tuple[Any, ...]:
+        """Return the loss's sum and count, the metrics' sums, and the number of positions that count."""
+        output, target, mask = self.align(self.output(model, x), y)
+        total, count = (self.loss if training else self.val_loss)(output, target)
+        detached = output.detach()
+        statistics = [metric.function(detached, target) for metric in self.metrics]
+        if mask is None:
+            return total, count, [s.sum(0) for s in statistics], len(target)
+        weights = mask.to(torch.float64 if detached.dtype == torch.float64 else torch.float32)
+        sums = [torch.where(mask if s.ndim == 1 else mask[:, None], s, 0).sum(0) for s in statistics]
+        return total, count, sums, weights.sum()
+
+
+@dataclass
+class Sums:
+    """An epoch's running sums, on the device; `values` is the one place that waits for them."""
+
+    metrics: tuple[Metric, ...]
+    device: torch.device
+    totals: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # Counts that the host knows stay Python numbers; MPS has no float64.
+        self.dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        self.loss = torch.zeros((), dtype=self.dtype, device=self.device)
+        self.count: Any = 0
+        self.samples: Any = 0
+
+    def add(self, total: Tensor, count: Any, sums: list[Tensor], samples: Any) -> None:
+        """Add one batch."""
+        self.loss += total.detach()
+        self.count = self.count + count
+        self.samples = self.samples + samples
+        if not self.totals:
+            self.totals = [torch.zeros(s.shape, dtype=self.dtype, device=self.device) for s in sums]
+        for running, new in zip(self.totals, sums, strict=True):
+            running += new
+
+    def values(self) -> dict[str, float]:
+        """Return the epoch's loss and metrics under their names: sums over samples divided by counts."""
+        count, samples = float(self.count), float(self.samples)
+        values = {"loss": self.loss.item() / count if count else float("nan")}
+        for metric, running in zip(self.metrics, self.totals, strict=bool(self.totals)):
+            values[metric.name] = metric.finish(running.cpu(), samples)
+        return values
+
+
+class TrainStep:
+    """One optimizer step over a window of batches, which counts as one large batch however it is cut.
+
+    Every batch adds the gradient of its loss *sum*; the whole is divided by the window's count, so masked, weighted and
+    ragged windows give what the whole batch at once would. Order of events: unscale, clip, step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        *,
+        clip_norm: float | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+        compile: bool = False,
+    ) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.clip_norm, self.scaler = clip_norm, scaler
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.forward: Callable[..., Any] = objective.forward
+        if compile:  # fixed shapes: a full batch and the last one; a dynamic graph would depend on the run's history
+            self.forward = torch.compile(objective.forward, dynamic=False)
+        self.inverses: dict[int, Tensor] = {}
+
+    def __call__(self, window: Sequence[Batch], sums: Sums) -> bool:
+        """Do one step and add to the sums; tell whether it was applied: fp16 skips a step that overflowed."""
+        whole = len(window) == 1
+        nominal, weight = len(window[0][0]), 0
+        for x, y in window:
+            total, count, statistics, samples = self.forward(self.model, x, y, True)
+            gradient = self._inverse(count if whole else nominal, total)
+            total.backward(gradient if self.scaler is None else self.scaler.scale(gradient))
+            sums.add(total, count, statistics, samples)
+            weight = weight + count
+        if not whole:
+            torch._foreach_mul_(self._gradients(), nominal * self._inverse(weight, total))
+        return self._update()
+
+    def _inverse(self, count: int | Tensor, total: Tensor) -> Tensor:
+        """Return 1 / count as a 0-d tensor like `total`; 0 for a batch in which nothing counts."""
+        if isinstance(count, Tensor):
+            return torch.where(count > 0, 1 / count, 0).to(total)
+        if count not in self.inverses:
+            self.inverses[count] = torch.tensor(1 / count if count else 0.0, dtype=total.dtype, device=total.device)
+        return self.inverses[count]
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.parameters if p.grad is not None]
+
+    def _update(self) -> bool:
+        scaler, optimizer, applied = self.scaler, self.optimizer, True
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        if scaler is None:
+            optimizer.step()
+        else:
+            before = scaler.get_scale()
+            scaler.step(optimizer)
+            scaler.update()
+            applied = scaler.get_scale() >= before
+        optimizer.zero_grad(set_to_none=True)
+        return applied
+
+
+class Evaluator:
+    """Loss and metrics over batches in eval mode, every sample once; every module's own mode is put back."""
+
+    def __init__(self, model: nn.Module, objective: Objective, *, compile: bool = False) -> None:
+        self.model, self.objective = model, objective
+        self.forward: Callable[..., Any] = objective.forward
+        if compile:
+            self.forward = torch.compile(objective.forward, dynamic=False)
+
+    def __call__(self, batches: Iterable[Batch], device: torch.device) -> Mapping[str, float]:
+        """Return the loss and the metrics under their names."""
+        sums = Sums(self.objective.metrics, device)
+        with eval_mode(self.model), torch.inference_mode():
+            for x, y in batches:
+                sums.add(*self.forward(self.model, x, y, False))
+        return sums.values()
+
+
+class eval_mode:  # noqa: N801  (used as a word in a `with`)
+    """Hold a module and all in it in eval mode; put back each one's own mode, also after an error."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __enter__(self) -> None:
+        self.modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+
+    def __exit__(self, *_: object) -> None:
+        for module, mode in self.modes:
+            module.training = mode

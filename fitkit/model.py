@@ -1,0 +1,249 @@
+"""A model before and after training: any `nn.Module`, with its preprocessing and the meaning of its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fitkit import run_folder
+from fitkit.builder import Overrides, SpecLike, assemble, check_tree, load_spec, make_model
+from fitkit.builder.data import Prepared, prepare
+from fitkit.builder.objective import choose_loss, make_objective
+from fitkit.builder.tables import TABLES
+from fitkit.data import Feature, Inputs
+from fitkit.engine import weights
+from fitkit.engine.devices import choose_device
+from fitkit.engine.intake import tensor
+from fitkit.engine.step import Evaluator, Objective, eval_mode
+from fitkit.errors import CheckpointError, DataError, FitkitError, SpecError
+from fitkit.history import History
+from fitkit.parts.callback import Callback
+from fitkit.parts.transforms import Affine
+from fitkit.spec import compose
+from fitkit.spec.spec import Spec
+from fitkit.trainer import Trainer
+
+PREDICT_BATCH = 1024
+
+
+def fit(
+    spec: SpecLike,
+    *,
+    model: nn.Module | None = None,
+    data: Any = None,
+    out: Path | str | None = None,
+    overrides: Overrides = None,
+    callbacks: Sequence[Callback] = (),
+) -> History:
+    """Run the experiment that a spec declares and return its history.
+
+    Args:
+        spec: path of a YAML file, its text, a dict, or a Spec.
+        model: a module of your own instead of the spec's `model:`.
+        data: `(x, y)` of tensors or arrays, a Dataset, a DataLoader, or {"train": …, "val": …} of these, instead of
+            the spec's `data:`. `x` reaches the model as it is, floats in the model's dtype.
+        out: folder for the run's files; nothing is written without it.
+        overrides: dotted keys, as {"optimizer.AdamW.lr": 1e-2} or ["optimizer.AdamW.lr=1e-2"].
+        callbacks: callbacks of your own, after the spec's.
+
+    Raises SpecError, DataError before training, TrainingError when the loss is no longer finite.
+    """
+    return run(load_spec(spec, overrides), model=model, data=data, out=out, callbacks=callbacks)[0]
+
+
+def run(
+    spec: Spec,
+    *,
+    model: nn.Module | None = None,
+    data: Any = None,
+    out: Path | str | None = None,
+    callbacks: Sequence[Callback] = (),
+    command: str | None = None,
+) -> tuple[History, Trainer]:
+    """Build and fit; with `out`, keep the run folder up to date, whatever way the fit ends."""
+    if out is None:
+        trainer, _ = assemble(spec, model, data, None, callbacks)
+        return trainer.fit(), trainer
+    folder = run_folder.refuse_used(Path(out))
+    writer = run_folder.RunFolder(spec, command)
+    trainer, _ = assemble(spec, model, data, folder, (writer, *callbacks))
+    status = "failed"
+    try:
+        history = trainer.fit()
+        status = "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        if folder.is_dir():
+            writer.close(trainer, status)
+    return history, trainer
+
+
+class Model:
+    """A module that can be fitted by a spec, and then evaluates and predicts with the same preprocessing.
+
+    >>> model = fitkit.Model(torch.nn.Linear(4, 3))
+    >>> history = model.fit({"optimizer": {"SGD": 0.1}, "fit": {"epochs": 3}}, data=(x, y))
+    >>> labels = model.predict(x)
+    """
+
+    def __init__(self, module: nn.Module, *, transform: nn.Module | None = None, card: Mapping[str, Any] | None = None):
+        if not isinstance(module, nn.Module):
+            raise SpecError(f"Model takes a torch.nn.Module, not a {type(module).__name__}.")
+        self.module, self.transform = module, transform
+        self.card: dict[str, Any] = dict(card or {})
+        self.precision: torch.dtype | None = None
+
+    def fit(
+        self,
+        spec: SpecLike,
+        *,
+        data: Any = None,
+        out: Path | str | None = None,
+        overrides: Overrides = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> History:
+        """Fit the module by a spec, whose `model:` it stands in for; see `fitkit.fit` for the arguments."""
+        loaded = load_spec(spec, overrides)
+        history, trainer = run(loaded, model=self.module, data=data, out=out, callbacks=callbacks)
+        self.transform, self.card = trainer.objective.transform, dict(trainer.card)
+        self.precision = trainer.objective.precision
+        return history
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module's parameters are."""
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
+    def outputs(self, x: Any, *, batch_size: int = PREDICT_BATCH) -> Tensor:  # (N, ...) -> (N, ...)
+        """Return the module's outputs for samples (N, ...) as training computed them, in eval mode, on the CPU."""
+        samples = self._samples(x)
+        nothing: Any = None
+        objective = Objective(nothing, nothing, nothing, (), self.transform, self.precision)
+        with eval_mode(self.module), torch.inference_mode():
+            parts = [
+                objective.output(self.module, part.to(self.device)).cpu() for part in torch.split(samples, batch_size)
+            ]
+        return torch.cat(parts) if parts else torch.empty(0)
+
+    def _samples(self, x: Any) -> Tensor:
+        samples = tensor(x, "x")
+        inputs = self.card.get("inputs")
+        if inputs and inputs["shape"] != list(samples.shape[1:]):
+            shape = tuple(samples.shape)
+            raise DataError(f"x has shape {shape}; this model takes (N, {', '.join(map(str, inputs['shape']))}).")
+        if inputs and inputs["vocabulary"] is not None:
+            return samples.long()
+        if not samples.is_floating_point():
+            return samples
+        dtype = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
+        return samples.to(dtype)
+
+    def predict_proba(self, x: Any, *, batch_size: int = PREDICT_BATCH) -> Any:
+        """Return class probabilities (N, C), two columns for one logit; as a NumPy array when `x` is one.
+
+        Raises FitkitError for a model that does not classify.
+        """
+        kind, output_kind = self._meaning()
+        if kind == "values":
+            raise FitkitError("this model predicts values, not classes: use predict.")
+        outputs = self.outputs(x, batch_size=batch_size).double()
+        if kind != "classes":
+            one = outputs.reshape(len(outputs)) if outputs.numel() == len(outputs) else outputs
+            one = one if output_kind == "probabilities" else one.sigmoid()
+            return _like(torch.stack([1 - one, one], dim=-1), x)
+        dim = int(self.card["class_dim"])
+        return _like(outputs.softmax(dim) if output_kind != "probabilities" else outputs, x)
+
+    def predict(self, x: Any, *, batch_size: int = PREDICT_BATCH) -> Any:
+        """Return class numbers (N,) int64, or values as the module gives them; as a NumPy array when `x` is one."""
+        kind, _ = self._meaning()
+        if kind == "values":
+            outputs = self.outputs(x, batch_size=batch_size)
+            return _like(outputs.squeeze(-1) if self.card["squeezed"] else outputs, x)
+        probabilities = tensor(self.predict_proba(x, batch_size=batch_size), "x")
+        dim = int(self.card["class_dim"]) if kind == "classes" else -1
+        return _like(probabilities.argmax(dim), x)
+
+    def _meaning(self) -> tuple[str, str]:
+        if not self.card:
+            raise FitkitError("this model has not been fitted: what its outputs mean is not known yet.")
+        [name] = self.card["spec"]["loss"]
+        facts = TABLES["losses"][name].facts
+        return facts["target"], facts["output"]
+
+    def evaluate(self, data: Any, *, batch_size: int = PREDICT_BATCH) -> dict[str, float]:
+        """Return loss and metrics on `data`, given as for `fit`; every sample counts once."""
+        self._meaning()
+        declared = {**self.card["spec"], "fit": {"batch_size": batch_size, "device": str(self.device)}}
+        declared.pop("model")
+        spec = check_tree(compose.read(declared))
+        parts = data if isinstance(data, Mapping) else {"train": data}
+        dtype = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
+        prepared = prepare(spec, parts, dtype=dtype, device=self.device)
+        prepared = Prepared(**{**vars(prepared), "transform": self.transform})
+        contract = choose_loss(spec, prepared.target, prepared)
+        built = bool(self.card["built"])
+        bound = make_objective(spec, contract, prepared, self.module, self.precision, built)
+        return dict(Evaluator(self.module, bound.objective)(prepared.parts["train"].in_order(), self.device))
+
+    def summary(self) -> str:
+        """Return a table of the modules that hold parameters: name, kind, shapes, how many, how many are trained."""
+        rows = [("name", "kind", "parameters", "trained")]
+        for name, module in self.module.named_modules():
+            own = list(module.parameters(recurse=False))
+            if own:
+                trained = sum(p.numel() for p in own if p.requires_grad)
+                rows.append(
+                    (name or "(model)", type(module).__name__, f"{sum(p.numel() for p in own):,}", f"{trained:,}")
+                )
+        everything = list(self.module.parameters())
+        trained = sum(p.numel() for p in everything if p.requires_grad)
+        rows.append(("total", "", f"{sum(p.numel() for p in everything):,}", f"{trained:,}"))
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        return "\n".join(
+            f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}".rstrip() for a, b, c, d in rows
+        )
+
+    def save(self, path: Path | str) -> None:
+        """Write weights, preprocessing and card to one safetensors file, which `fitkit.load` reads back."""
+        weights.save(Path(path), weights.snapshot(self.module), self.transform, self.card)
+
+
+def _like(values: Tensor, x: Any) -> Any:
+    return values if isinstance(x, Tensor) else values.numpy()
+
+
+def load(source: Path | str, *, model: nn.Module | None = None, device: str = "cpu") -> Model:
+    """Return the model of a run folder or a weights file: best weights, with the preprocessing they were trained with.
+
+    A module that was handed to fit in Python must be handed in again as `model`: files hold no code.
+    Raises CheckpointError when the file is missing, damaged, or does not fit the module.
+    """
+    path = Path(source)
+    path = path / run_folder.WEIGHTS if path.is_dir() else path
+    state, transform, card = weights.load(path)
+    try:
+        inputs = Inputs(tuple(card["inputs"]["shape"]), card["inputs"]["vocabulary"])
+        if model is None:
+            if not card["built"]:
+                raise CheckpointError(f"{path}: this model was a module of your own: load(…, model=module).")
+            spec = check_tree(compose.read({"model": card["spec"]["model"]}))
+            model = make_model(spec, inputs, card["outputs"])
+    except (KeyError, TypeError, SpecError) as error:
+        raise CheckpointError(f"{path}: its card does not describe a model: {error}.") from None
+    weights.put(model, state, path)
+    where = choose_device(device)
+    affine = Affine(transform["shift"], transform["scale"]).to(where) if transform else None
+    return Model(model.to(where), transform=affine, card=card)
+
+
+def features(card: Mapping[str, Any]) -> list[Feature] | None:
+    """Return how the columns of a table became the model's inputs; None for a model not trained on a table."""
+    given = card.get("features")
+    return None if given is None else [Feature(f["name"], f["categories"] and tuple(f["categories"])) for f in given]

@@ -1,0 +1,131 @@
+"""The run folder: the only module that knows the names of its files. It fills up while the run goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fitkit.engine.weights import save, snapshot
+from fitkit.errors import CheckpointError, Fault, SpecError
+from fitkit.parts.callback import Callback
+from fitkit.spec.spec import Spec, dump
+
+SPEC, RESOLVED, ENV = "spec.yaml", "resolved.yaml", "env.json"
+HISTORY_CSV, HISTORY_JSON, SUMMARY, WEIGHTS = "history.csv", "history.json", "summary.json", "model.safetensors"
+
+
+def fresh(name: str, parent: Path = Path("runs")) -> Path:
+    """Return `runs/<name>`, or the first of `-2`, `-3`, … that is not there: a run never overwrites another."""
+    folder, number = parent / name, 1
+    while folder.exists():
+        number += 1
+        folder = parent / f"{name}-{number}"
+    return folder
+
+
+def refuse_used(folder: Path) -> Path:
+    """Return the folder if a run may be written there, else raise SpecError."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SpecError(Fault("is not empty; a run never overwrites anything. Choose another folder.", str(folder)))
+    return folder
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's text as a whole: a kill leaves the old text or the new one.
+
+    Raises CheckpointError when the disk refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror}.") from None
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+class RunFolder(Callback):
+    """Writes the run folder as training goes on: what was asked first, each epoch's row, the best weights so far."""
+
+    writes_files = True
+
+    def __init__(self, spec: Spec, command: str | None = None) -> None:
+        self.spec, self.command = spec, command
+        self.best_epoch: int | None = None
+        self.begun = time.time()
+
+    def on_train_begin(self, trainer: Any) -> None:
+        """Make the folder and write what is asked and where it runs."""
+        folder = trainer.out
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{folder}: the run folder cannot be made: {error.strerror}.") from None
+        self.begun = time.time()
+        write_text(folder / SPEC, self.spec.text or dump(dict(self.spec.given)))
+        write_text(folder / RESOLVED, trainer.spec.to_yaml())
+        write_text(folder / ENV, _json(environment(trainer, self.command)))
+        write_text(folder / SUMMARY, _json({"status": "running"}))
+        trainer.history.run = str(folder)
+
+    def on_epoch_end(self, trainer: Any) -> None:
+        """Write the rows so far, and the weights when they are the best so far."""
+        write_text(trainer.out / HISTORY_CSV, trainer.history.to_csv())
+        if trainer.history.best_epoch != self.best_epoch:
+            self.best_epoch = trainer.history.best_epoch
+            save(trainer.out / WEIGHTS, trainer.best, trainer.objective.transform, trainer.card)
+
+    def close(self, trainer: Any, status: str) -> None:
+        """Write the history, the summary and, where no epoch was best, the last weights."""
+        folder, history = trainer.out, trainer.history
+        if trainer.best is None and status != "failed":
+            save(folder / WEIGHTS, snapshot(trainer.model), trainer.objective.transform, trainer.card)
+        write_text(folder / HISTORY_JSON, history.to_json())
+        best = history.best(history.monitor) if history.best_epoch and history.monitor else None
+        summary = {
+            "status": status,
+            "stopped": history.stopped,
+            "epochs": len(history),
+            "steps": trainer.step,
+            "skipped_steps": trainer.skipped_steps,
+            "monitor": history.monitor,
+            "best_epoch": history.best_epoch,
+            "best": None if best is None else {k: v if v == v else None for k, v in best.items()},
+            "seconds": round(time.time() - self.begun, 3),
+        }
+        write_text(folder / SUMMARY, _json(summary))
+
+
+def environment(trainer: Any, command: str | None) -> dict[str, Any]:
+    """Return what the run runs on: versions, device, threads, and the precision and compilation actually used."""
+    import fitkit
+
+    device = trainer.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    precision = trainer.objective.precision or next(trainer.model.parameters()).dtype
+    return {
+        "fitkit": fitkit.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": str(device),
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "precision": str(precision).removeprefix("torch."),
+        "compiled": trainer.options.compile is True,
+        "command": command or " ".join(sys.argv),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }

@@ -1,0 +1,67 @@
+"""A component: one named part of a spec with its checked arguments, and where each of them was written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fitkit.errors import Fault, Place, SpecError
+from fitkit.spec.table import Entry
+
+
+@dataclass(frozen=True)
+class Component:
+    """A name from a table with the arguments that the spec gives it: `{AdamW: {lr: 3e-3}}`."""
+
+    entry: Entry
+    args: Mapping[str, Any] = field(default_factory=dict)  # as given and checked; a default is not in here
+    path: str = ""  # "optimizer.AdamW"
+    place: Place | None = None
+    places: Mapping[str, Place | None] = field(default_factory=dict)  # of each argument's name
+
+    @property
+    def name(self) -> str:
+        """The name as the spec says it."""
+        return self.entry.name
+
+    def own(self) -> dict[str, Any]:
+        """Return the given arguments that the factory itself takes."""
+        return {name: value for name, value in self.args.items() if not self.entry.arguments[name].shared}
+
+    def shared(self) -> dict[str, Any]:
+        """Return the given arguments that the whole table takes."""
+        return {name: value for name, value in self.args.items() if self.entry.arguments[name].shared}
+
+    def get(self, argument: str) -> Any:
+        """Return the argument as given, or its default; None if the component has no such argument."""
+        if argument in self.args:
+            return self.args[argument]
+        known = self.entry.arguments.get(argument)
+        return None if known is None or known.required else known.default
+
+    def build(self, *runtime: Any, **more: Any) -> Any:
+        """Call the factory with what the run supplies and what the spec gives; a value it refuses is a `SpecError`."""
+        try:
+            return self.entry.factory(*runtime, **{**self.own(), **more})
+        except (TypeError, ValueError) as error:
+            raise self.error(f"{self.name} refuses these arguments: {error}.") from error
+
+    def error(self, message: str, argument: str | None = None) -> SpecError:
+        """Return a `SpecError` that points at this component, or at one of its arguments."""
+        path = f"{self.path}.{argument}" if argument else self.path
+        return SpecError(Fault(message, path, self.places.get(argument or "") or self.place))
+
+    def resolved(self) -> dict[str, dict[str, Any]]:
+        """Return the component with every default filled in, in spec notation."""
+        return {self.name: {name: _plain(value) for name, value in {**self.entry.defaults(), **self.args}.items()}}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Component):
+        return value.resolved()
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

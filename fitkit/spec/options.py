@@ -1,0 +1,51 @@
+"""The keys of `fit:`: how long, how much at once, with which numbers, on which device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from fitkit.spec.types import NonNegativeInt, Pattern, Positive, PositiveInt
+
+DEFAULT_EPOCHS = 10
+
+Device = Annotated[str, Pattern(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", "auto, cpu, cuda, cuda:N or mps")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """How a fit runs.
+
+    epochs: passes over the training rows; 10, or without end when `max_steps` or `max_time` is given.
+    max_steps: stop after this many optimizer steps.
+    max_time: stop after this many seconds of training, at the end of a step.
+    batch_size: samples a forward pass.
+    accumulate: batches an optimizer step; the step equals one on a batch `accumulate` times as large.
+    clip_norm: scale the gradient down to at most this global L2 norm before each step.
+    precision: number format of the forward pass; auto is bf16 on a GPU that has it, fp32 elsewhere.
+    compile: run model and loss through torch.compile; auto stays eager.
+    device: auto takes cuda, then mps, then cpu.
+    deterministic: only algorithms that give the same bits every time; slower on a GPU.
+    workers: processes that read samples, for a `Dataset` or `DataLoader` given in Python.
+    eval_every: evaluate after every this many epochs, and after the last.
+    """
+
+    epochs: PositiveInt | None = None
+    max_steps: PositiveInt | None = None
+    max_time: Positive | None = None
+    batch_size: PositiveInt = 32
+    accumulate: PositiveInt = 1
+    clip_norm: Positive | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: Literal["auto"] | bool = "auto"
+    device: Device = "auto"
+    deterministic: bool = False
+    workers: NonNegativeInt = 0
+    eval_every: PositiveInt = 1
+
+    @property
+    def most_epochs(self) -> int | None:
+        """The number of epochs, or None when only steps or time end the fit."""
+        if self.epochs is None and (self.max_steps or self.max_time):
+            return None
+        return self.epochs or DEFAULT_EPOCHS

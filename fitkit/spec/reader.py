@@ -1,0 +1,234 @@
+"""From text to a tree of nodes that remember where they stand: YAML 1.2 values, and nothing beyond data.
+
+Tags, anchors, aliases, merge keys, duplicate keys, several documents and tabs are errors with line and column. A text
+has at most 1 MiB, 10,000 nodes and 32 levels, so reading a stranger's file is bounded in time and memory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fitkit.errors import Fault, Place, SpecError, nearest, show
+
+MOST_BYTES, MOST_NODES, MOST_LEVELS = 1 << 20, 10_000, 32
+MOST_DIGITS = 40  # beyond this a number is a mistake, and int() takes quadratic time
+
+INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)\Z|0x[0-9a-fA-F]+\Z|0o[0-7]+\Z")
+FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
+WORDS: dict[str, Any] = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
+WORDS |= {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+WORDS |= {sign + dot: float(sign + dot[1:]) for dot in (".inf", ".Inf", ".INF") for sign in ("", "+", "-")}
+WORDS |= {dot: float("nan") for dot in (".nan", ".NaN", ".NAN")}
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value and where it stands. `value` is a scalar, a dict of nodes, or a list of nodes.
+
+    `folder` is where a path in it starts, and which it may not leave; None for a value that was given in Python or on
+    the command line, which starts at the working directory and may point anywhere.
+    """
+
+    value: Any
+    place: Place | None = None  # of the value
+    key_place: Place | None = None  # of its key in the mapping around it
+    folder: Path | None = None
+    quoted: bool = False
+
+    def items(self) -> Mapping[str, Node]:
+        """Return the nodes of a mapping; nothing for any other value."""
+        return self.value if isinstance(self.value, dict) else {}
+
+    def plain(self) -> Any:
+        """Return the value as plain dicts, lists and scalars."""
+        if isinstance(self.value, dict):
+            return {key: node.plain() for key, node in self.value.items()}
+        if isinstance(self.value, list):
+            return [node.plain() for node in self.value]
+        return self.value
+
+
+def read_file(path: Path) -> Node:
+    """Read a spec file; paths in it start at its folder."""
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise SpecError(Fault("a spec has at most 1 MiB.", place=Place(str(path))))
+        raw = path.read_bytes()
+    except OSError as error:
+        raise SpecError(Fault(_unreadable(path, error), place=Place(str(path)))) from None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        place = Place(str(path), line, error.start - raw.rfind(b"\n", 0, error.start))
+        raise SpecError(Fault("this is not UTF-8 text. Save the spec as UTF-8.", place=place)) from None
+    return read_text(text, str(path), path.parent)
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        beside = [str(path.with_name(p.name)) for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        near = nearest(path.name, [Path(name).name for name in beside])
+        return "there is no such file." + (f" Did you mean {show(str(path.with_name(near)))}?" if near else "")
+    if isinstance(error, IsADirectoryError) or path.is_dir():
+        return "this is a folder; name the YAML file in it."
+    return f"cannot be read: {error.strerror}."
+
+
+def read_text(text: str, name: str = "<text>", folder: Path | None = None) -> Node:
+    """Read the text of a spec; `name` stands in messages for the file."""
+    if len(text) > MOST_BYTES:
+        raise SpecError(Fault("a spec has at most 1 MiB.", place=Place(name)))
+    builder = _Builder(name, folder)
+    try:
+        return builder.document(yaml.parse(text, Loader=yaml.SafeLoader))
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        place = Place(name, before.count("\n") + 1, error.position - before.rfind("\n"))
+        raise SpecError(
+            Fault(f"the character {show(chr(error.character))} may not stand in YAML.", place=place)
+        ) from None
+    except yaml.MarkedYAMLError as error:
+        raise SpecError(builder.syntax_fault(error, text)) from None
+
+
+def read_value(text: str, place: Place) -> Node:
+    """Read the right side of an override, `lr=1e-2`: one YAML value that may point anywhere on the disk."""
+    try:
+        return _placed(read_text(text, place.file), place)
+    except SpecError as error:
+        raise SpecError(Fault(error.faults[0].message, place=place)) from None
+
+
+def _placed(node: Node, place: Place) -> Node:
+    value = node.value
+    if isinstance(value, dict):
+        value = {key: _placed(item, place) for key, item in value.items()}
+    elif isinstance(value, list):
+        value = [_placed(item, place) for item in value]
+    return Node(value, place, place, None, node.quoted)
+
+
+def read_object(value: Any, path: str = "", level: int = 0) -> Node:
+    """Read a spec that is a Python dict; tuples count as lists."""
+    if level > MOST_LEVELS:
+        raise SpecError(Fault(f"a spec has at most {MOST_LEVELS} levels.", path))
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise SpecError(Fault(f"a key must be a string, not {show(key)}.", path))
+        return Node({key: read_object(item, f"{path}.{key}".lstrip("."), level + 1) for key, item in value.items()})
+    if isinstance(value, list | tuple):
+        return Node([read_object(item, f"{path}[{i}]", level + 1) for i, item in enumerate(value)])
+    if value is None or isinstance(value, str | bool | int | float):
+        return Node(value)
+    raise SpecError(
+        Fault(
+            f"a spec holds strings, numbers, true, false, null, lists and mappings, not a {type(value).__name__}.", path
+        )
+    )
+
+
+class _Builder:
+    """Builds the tree from the parser's events, which still show tags, anchors and aliases as they were written."""
+
+    def __init__(self, name: str, folder: Path | None) -> None:
+        self.name, self.folder, self.count = name, folder, 0
+
+    def place(self, mark: Any) -> Place:
+        return Place(self.name, mark.line + 1, mark.column + 1)
+
+    def fail(self, message: str, mark: Any) -> SpecError:
+        return SpecError(Fault(message, place=self.place(mark)))
+
+    def document(self, events: Any) -> Node:
+        next(events)  # the stream begins
+        event = next(events)
+        if isinstance(event, yaml.StreamEndEvent):
+            return Node({}, Place(self.name, 1, 1), folder=self.folder)
+        if event.tags or event.version:
+            raise self.fail("YAML directives (%) are not allowed in a spec.", event.start_mark)
+        root = self.node(next(events), events, 0)
+        next(events)  # the document ends
+        event = next(events)
+        if not isinstance(event, yaml.StreamEndEvent):
+            raise self.fail("a spec is one document: remove this `---` and what follows.", event.start_mark)
+        return root
+
+    def node(self, event: Any, events: Any, level: int) -> Node:
+        self.count += 1
+        if isinstance(event, yaml.AliasEvent):
+            raise self.fail(
+                f"aliases (*{event.anchor}) are not allowed in a spec: write the value out.", event.start_mark
+            )
+        if event.anchor is not None:
+            raise self.fail(
+                f"anchors (&{event.anchor}) are not allowed in a spec: write the value out.", event.start_mark
+            )
+        if event.tag is not None:
+            raise self.fail(f"tags ({show(event.tag)}) are not allowed in a spec.", event.start_mark)
+        if self.count > MOST_NODES or level > MOST_LEVELS:
+            raise self.fail(f"a spec has at most {MOST_NODES:,} values and {MOST_LEVELS} levels.", event.start_mark)
+        place = self.place(event.start_mark)
+        if isinstance(event, yaml.ScalarEvent):
+            quoted = event.style is not None
+            return Node(event.value if quoted else scalar(event.value), place, None, self.folder, quoted)
+        if isinstance(event, yaml.SequenceStartEvent):
+            items = []
+            while not isinstance(event := next(events), yaml.SequenceEndEvent):
+                items.append(self.node(event, events, level + 1))
+            return Node(items, place, None, self.folder)
+        return Node(self.mapping(events, level), place, None, self.folder)
+
+    def mapping(self, events: Any, level: int) -> dict[str, Node]:
+        pairs: dict[str, Node] = {}
+        while not isinstance(event := next(events), yaml.MappingEndEvent):
+            key = self.node(event, events, level + 1)
+            if not isinstance(event, yaml.ScalarEvent):
+                raise self.fail("a key must be a word, not a list or a mapping.", event.start_mark)
+            name = str(event.value)
+            if name == "<<" and not key.quoted:
+                raise self.fail("merge keys (<<) are not allowed in a spec: use `extends`.", event.start_mark)
+            if name in pairs:
+                first = pairs[name].key_place
+                raise self.fail(
+                    f"{show(name)} is here twice; it first stands at line {first.line if first else 0}.",
+                    event.start_mark,
+                )
+            value = self.node(next(events), events, level + 1)
+            pairs[name] = Node(value.value, value.place, key.place, value.folder, value.quoted)
+        return pairs
+
+    def syntax_fault(self, error: yaml.MarkedYAMLError, text: str) -> Fault:
+        mark: Any = error.problem_mark or error.context_mark
+        lines = text.splitlines()
+        line = lines[mark.line] if mark.line < len(lines) else ""
+        message = f"this is not valid YAML: {error.problem}" + (f" ({error.context})." if error.context else ".")
+        if "\t" in line[: mark.column + 1]:
+            message = "there is a tab here. Indent with spaces."
+            return Fault(message, place=Place(self.name, mark.line + 1, line.index("\t") + 1))
+        if error.problem and "mapping values are not allowed" in error.problem:
+            message += (
+                " A colon with a space after it starts a value: put the text before it on its own line, or in quotes."
+            )
+        elif error.problem and "found unexpected end of stream" in error.problem:
+            message += " A quote or bracket is not closed."
+        return Fault(message, place=self.place(mark))
+
+
+def scalar(text: str) -> Any:
+    """Return the value of an unquoted scalar by YAML 1.2's core rules; `010` stays text, as `no` and dates do."""
+    if text in WORDS:
+        return WORDS[text]
+    if len(text) <= MOST_DIGITS:
+        if INTEGER.match(text):
+            return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+        if FLOAT.match(text):
+            return float(text)
+    return text

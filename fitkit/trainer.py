@@ -1,0 +1,267 @@
+"""The trainer: the parts of a fit, where it is, and the one loop.
+
+fit
+  on_train_begin
+  for each epoch
+    on_epoch_begin
+    for each window of `accumulate` batches
+      learning rate, seed, step                  TrainStep: forward, backward, unscale, clip, update
+      on_step_end                                only if a callback has one
+    evaluate                                     on_evaluate_begin … on_evaluate_end; best weights are copied
+    row -> History
+    on_epoch_end
+  on_train_end
+  best weights back into the model
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fitkit.engine.batches import Batch, Batches, batches_per_epoch
+from fitkit.engine.devices import run_settings
+from fitkit.engine.seeds import seed_step
+from fitkit.engine.step import Evaluator, Objective, Sums, TrainStep
+from fitkit.engine.weights import snapshot
+from fitkit.errors import DataError, TrainingError
+from fitkit.history import History
+from fitkit.parts.callback import Callback, overridden
+from fitkit.spec.options import FitOptions
+
+HOOKS = ("train_begin", "epoch_begin", "step_end", "evaluate_begin", "evaluate_end", "epoch_end", "train_end")
+TICK_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """Which column tells the best epoch, and in which direction."""
+
+    column: str
+    mode: Literal["min", "max"]
+
+    def better(self, value: float, best: float | None) -> bool:
+        """Tell whether `value` beats the best so far; a NaN never does."""
+        if not math.isfinite(value):
+            return False
+        return best is None or (value < best if self.mode == "min" else value > best)
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """The parts of a fit (plain torch objects) and its progress.
+
+    `build` makes one from a spec; made by hand it takes the same parts:
+
+        Trainer(model=net, objective=objective, optimizer=torch.optim.SGD(net.parameters(), lr=0.1),
+                train=ArrayBatches(x, y, batch_size=32)).fit()
+    """
+
+    model: nn.Module
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    train: Batches
+    val: Batches | None = None
+    schedule: Callable[[int], float] = lambda step: 1.0  # noqa: E731  steps applied so far -> multiplier of lr
+    callbacks: Sequence[Callback] = ()
+    options: FitOptions = field(default_factory=FitOptions)
+    seed: int = 0
+    scaler: torch.amp.GradScaler | None = None
+    monitor: Monitor | None = None
+    out: Path | None = None
+    card: Mapping[str, Any] = field(default_factory=dict)  # what a weights file says about the model
+    spec: Any = None  # the Spec with every default filled in, if there is one
+    notes: str = ""  # what the build found worth printing once: class counts a part
+    on_tick: Callable[[Trainer], None] | None = None  # ten times a second, for progress bars
+
+    # Progress: where the run is. Callbacks may set `lr_factor` and call `stop`.
+    epoch: int = 0  # the current one, from 1
+    step: int = 0  # optimizer steps applied
+    batch: int = 0  # batches taken in this epoch
+    skipped_steps: int = 0
+    lr_factor: float = 1.0
+    stopped: str = ""
+    row: dict[str, float] = field(default_factory=dict)
+    best: dict[str, Tensor] | None = field(default=None, repr=False)
+    best_value: float | None = None
+
+    def __post_init__(self) -> None:
+        """Set up the history, whose columns are known from here on."""
+        for group in self.optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        if self.monitor is None and self.val is not None:
+            self.monitor = Monitor("val_loss", "min")
+        self.device = self.optimizer.param_groups[0]["params"][0].device
+        self.history = History(self.columns, {column: self.direction(column) for column in self.columns})
+        compiled = self.options.compile is True
+        self._evaluator = Evaluator(self.model, self.objective, compile=compiled)
+        self._train_step = TrainStep(
+            self.model,
+            self.objective,
+            self.optimizer,
+            clip_norm=self.options.clip_norm,
+            scaler=self.scaler,
+            compile=compiled,
+        )
+        self._hooks = {name: overridden(self.callbacks, f"on_{name}") for name in HOOKS}  # an empty hook costs nothing
+
+    def _call(self, hook: str) -> None:
+        for method in self._hooks[hook]:
+            method(self)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the history's columns."""
+        measured = ["loss", *(metric.name for metric in self.objective.metrics)]
+        val = [f"val_{name}" for name in measured] if self.val is not None else []
+        return (*measured, *val, "lr", "epoch_seconds")
+
+    def direction(self, column: str) -> Literal["min", "max"]:
+        """Return whether a column is better when it is lower or higher."""
+        higher = {metric.name for metric in self.objective.metrics if metric.higher_is_better}
+        return "max" if column.removeprefix("val_") in higher else "min"
+
+    @property
+    def total_steps(self) -> int | None:
+        """Optimizer steps of the whole run, as far as epochs and `max_steps` tell; None if neither does."""
+        steps = batches_per_epoch(self.train)
+        epochs = self.options.most_epochs
+        known = None if steps is None or epochs is None else -(-steps // self.options.accumulate) * epochs
+        return min((n for n in (known, self.options.max_steps) if n is not None), default=None)
+
+    def __str__(self) -> str:
+        """Show the plan: what will run on what, for how long."""
+        counts = [
+            f"{name} {part.samples:,}"
+            for name, part in (("train", self.train), ("val", self.val))
+            if part and part.samples
+        ]
+        size = sum(p.numel() for p in self.model.parameters())
+        precision = str(self.objective.precision or next(self.model.parameters()).dtype).removeprefix("torch.")
+        steps = f"{self.total_steps:,} steps" if self.total_steps else "no end in steps"
+        compiled = "compiled" if self.options.compile is True else "eager"
+        return (
+            f"samples: {', '.join(counts) or 'not known'}; batches of {self.train.batch_size}, {steps}\n"
+            f"model: {type(self.model).__name__}, {size:,} parameters; {type(self.optimizer).__name__}; "
+            f"{self.device.type}, {precision}, {compiled}" + (f"\n{self.notes}" if self.notes else "")
+        )
+
+    def stop(self, reason: str) -> None:
+        """End the fit after the current epoch."""
+        self.stopped = self.stopped or reason
+
+    def fit(self) -> History:
+        """Run the loop and return the history; the model is left with the best epoch's weights.
+
+        Raises TrainingError when the loss is no longer finite; its `history` holds the finished epochs.
+        """
+        begun = time.perf_counter()
+        if not self.model.training:  # a module that was loaded for prediction; parts frozen in eval mode stay so
+            self.model.train()
+        with run_settings(self.options, self.device):
+            self._call("train_begin")
+            try:
+                while not self.stopped:
+                    self._epoch(begun)
+                self._call("train_end")
+            except TrainingError as error:
+                error.history = self.history
+                raise
+            finally:
+                self._leave_best()
+                self.history.stopped, self.history.seconds = self.stopped, time.perf_counter() - begun
+                self.history.skipped_steps = self.skipped_steps
+        return self.history
+
+    def _leave_best(self) -> None:
+        if self.best is not None:
+            self.model.load_state_dict(self.best)
+
+    def _epoch(self, begun: float) -> None:
+        self.epoch, self.batch = self.epoch + 1, 0
+        started = time.perf_counter()
+        self._call("epoch_begin")
+        sums = Sums(self.objective.metrics, self.device)
+        self._train_epoch(sums, begun)
+        if self.batch == 0:
+            raise DataError("the training data yields no batch.")
+        self.row = {**sums.values()}
+        most = self.options.most_epochs
+        if most is not None and self.epoch >= most:
+            self.stop(f"all {most} epochs done")
+        self.row |= self._evaluate()
+        self.row |= {"lr": self.lr, "epoch_seconds": time.perf_counter() - started}
+        self.history.append({column: self.row.get(column, math.nan) for column in self.columns})
+        self._call("epoch_end")
+
+    def _train_epoch(self, sums: Sums, begun: float) -> None:
+        """Take one pass over the training batches, or what is left of the run."""
+        options, train_step, step_hooks = self.options, self._train_step, self._hooks["step_end"]
+        deadline = begun + options.max_time if options.max_time else math.inf
+        next_tick = time.perf_counter() + TICK_SECONDS
+        for window in self._windows():
+            self._set_lr()
+            seed_step(self.device, self.seed, self.step + self.skipped_steps)
+            if train_step(window, sums):
+                self.step += 1
+            else:
+                self.skipped_steps += 1
+            self.batch += len(window)
+            for hook in step_hooks:
+                hook(self)
+            now = time.perf_counter()
+            if now >= next_tick:
+                next_tick = now + TICK_SECONDS
+                if self.on_tick is not None:
+                    self.on_tick(self)
+            if options.max_steps is not None and self.step >= options.max_steps:
+                return self.stop(f"max_steps {options.max_steps} reached")
+            if now >= deadline:
+                return self.stop(f"max_time {options.max_time:g} s reached")
+
+    def _windows(self) -> Iterator[Sequence[Batch]]:
+        batches = self.train.shuffled(self.seed, self.epoch)
+        while window := tuple(itertools.islice(batches, self.options.accumulate)):
+            yield window
+
+    def _set_lr(self) -> None:
+        factor = self.schedule(self.step) * self.lr_factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the first parameter group, as the last step used it."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def _evaluate(self) -> dict[str, float]:
+        """Evaluate if it is due, and copy the weights if they are the best so far."""
+        due = self.epoch % self.options.eval_every == 0 or self.stopped
+        if self.val is None or not due:
+            return {}
+        self._call("evaluate_begin")
+        try:
+            values = {f"val_{name}": value for name, value in self.evaluate(self.val).items()}
+            self._keep_best({**self.row, **values})
+        finally:
+            self._call("evaluate_end")
+        return values
+
+    def _keep_best(self, row: Mapping[str, float]) -> None:
+        monitor = self.monitor
+        if monitor is not None and monitor.better(row[monitor.column], self.best_value):
+            self.best_value = row[monitor.column]
+            self.best = snapshot(self.model, self.best)
+            self.history.monitor, self.history.best_epoch = monitor.column, self.epoch
+
+    def evaluate(self, batches: Batches) -> Mapping[str, float]:
+        """Return loss and metrics over the batches, in eval mode, every sample once, with the plain loss."""
+        return self._evaluator(batches.in_order(), self.device)
