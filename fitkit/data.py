@@ -30,6 +30,7 @@ class Data:
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # columns beside x and y: groups, times, splits
     split: Mapping[str, Sequence[int]] | None = None  # row numbers of train, val, test when the source comes split
     vocabulary: int | None = None  # how many different token ids x may hold; None: x holds measurements
+    given_in_python: bool = False  # whole numbers in x then stay whole: only the caller's module knows what they are
     window: int | None = None
     starts: Tensor | None = None
 

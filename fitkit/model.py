@@ -23,6 +23,7 @@ from fitkit.errors import CheckpointError, DataError, FitkitError, SpecError
 from fitkit.history import History
 from fitkit.parts.callback import Callback
 from fitkit.parts.transforms import Affine
+from fitkit.progress import Bar
 from fitkit.spec import compose
 from fitkit.spec.spec import Spec
 from fitkit.trainer import Trainer
@@ -65,6 +66,7 @@ def run(
     command: str | None = None,
 ) -> tuple[History, Trainer]:
     """Build and fit; with `out`, keep the run folder up to date, whatever way the fit ends."""
+    callbacks = (Bar(), *callbacks)
     if out is None:
         trainer, _ = assemble(spec, model, data, None, callbacks)
         return trainer.fit(), trainer
@@ -152,6 +154,8 @@ class Model:
         kind, output_kind = self._meaning()
         if kind == "values":
             raise FitkitError("this model predicts values, not classes: use predict.")
+        if output_kind == "scores":
+            raise FitkitError("this model's loss gives scores that are no probabilities: use predict.")
         outputs = self.outputs(x, batch_size=batch_size).double()
         if kind != "classes":
             one = outputs.reshape(len(outputs)) if outputs.numel() == len(outputs) else outputs
@@ -162,13 +166,16 @@ class Model:
 
     def predict(self, x: Any, *, batch_size: int = PREDICT_BATCH) -> Any:
         """Return class numbers (N,) int64, or values as the module gives them; as a NumPy array when `x` is one."""
-        kind, _ = self._meaning()
+        kind, output_kind = self._meaning()
         if kind == "values":
             outputs = self.outputs(x, batch_size=batch_size)
+            outputs = outputs.exp() if output_kind == "log_rates" else outputs
             return _like(outputs.squeeze(-1) if self.card["squeezed"] else outputs, x)
-        probabilities = tensor(self.predict_proba(x, batch_size=batch_size), "x")
-        dim = int(self.card["class_dim"]) if kind == "classes" else -1
-        return _like(probabilities.argmax(dim), x)
+        outputs = self.outputs(x, batch_size=batch_size)
+        if kind == "classes":
+            return _like(outputs.argmax(int(self.card["class_dim"])), x)
+        one = outputs.reshape(len(outputs)) if outputs.numel() == len(outputs) else outputs
+        return _like((one > (0.5 if output_kind == "probabilities" else 0)).long(), x)
 
     def _meaning(self) -> tuple[str, str]:
         if not self.card:
@@ -212,7 +219,7 @@ class Model:
 
     def save(self, path: Path | str) -> None:
         """Write weights, preprocessing and card to one safetensors file, which `fitkit.load` reads back."""
-        weights.save(Path(path), weights.snapshot(self.module), self.transform, self.card)
+        weights.save(Path(path), self.module.state_dict(), self.transform, self.card)
 
 
 def _like(values: Tensor, x: Any) -> Any:

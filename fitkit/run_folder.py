@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fitkit.engine.weights import save, snapshot
+from fitkit.engine.weights import save
 from fitkit.errors import CheckpointError, Fault, SpecError
 from fitkit.parts.callback import Callback
 from fitkit.spec.spec import Spec, dump
@@ -92,7 +92,7 @@ class RunFolder(Callback):
         """Write the history, the summary and, where no epoch was best, the last weights."""
         folder, history = trainer.out, trainer.history
         if trainer.best is None and status != "failed":
-            save(folder / WEIGHTS, snapshot(trainer.model), trainer.objective.transform, trainer.card)
+            trainer.save(folder / WEIGHTS)
         write_text(folder / HISTORY_JSON, history.to_json())
         best = history.best(history.monitor) if history.best_epoch and history.monitor else None
         summary = {

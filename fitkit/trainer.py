@@ -31,8 +31,8 @@ from fitkit.engine.batches import Batch, Batches, batches_per_epoch
 from fitkit.engine.devices import run_settings
 from fitkit.engine.seeds import seed_step
 from fitkit.engine.step import Evaluator, Objective, Sums, TrainStep
-from fitkit.engine.weights import snapshot
-from fitkit.errors import DataError, TrainingError
+from fitkit.engine.weights import save, snapshot
+from fitkit.errors import DataError, FitkitError, TrainingError
 from fitkit.history import History
 from fitkit.parts.callback import Callback, overridden
 from fitkit.spec.options import FitOptions
@@ -163,6 +163,8 @@ class Trainer:
 
         Raises TrainingError when the loss is no longer finite; its `history` holds the finished epochs.
         """
+        if self.epoch:
+            raise FitkitError("this trainer has run already: build another, or fit the model again by a spec.")
         begun = time.perf_counter()
         if not self.model.training:  # a module that was loaded for prediction; parts frozen in eval mode stay so
             self.model.train()
@@ -261,6 +263,10 @@ class Trainer:
             self.best_value = row[monitor.column]
             self.best = snapshot(self.model, self.best)
             self.history.monitor, self.history.best_epoch = monitor.column, self.epoch
+
+    def save(self, path: Path) -> None:
+        """Write the model's weights as they are now, with the input transform, to a file that `fitkit.load` reads."""
+        save(path, self.model.state_dict(), self.objective.transform, self.card)
 
     def evaluate(self, batches: Batches) -> Mapping[str, float]:
         """Return loss and metrics over the batches, in eval mode, every sample once, with the plain loss."""

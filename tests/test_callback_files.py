@@ -8,11 +8,12 @@ import warnings
 import pytest
 import torch
 from fake_trainer import NAN, FakeTrainer, checkpointed, count_up, counter, fit, series
-from safetensors.torch import load_file, load_model
+from safetensors.torch import load_file
 from torch import nn
 
+from fitkit.engine import weights
 from fitkit.errors import CheckpointError, SpecError
-from fitkit.parts.callbacks import CSVLogger, ModelCheckpoint, write_weights
+from fitkit.parts.callbacks import CSVLogger, ModelCheckpoint
 from fitkit.parts.trackers import TensorBoard
 
 # --- CSVLogger
@@ -80,7 +81,7 @@ def test_a_log_that_cannot_be_written_says_which_file(tmp_path):
 
 
 def saved(path):
-    return load_file(path)["weight"].item()
+    return load_file(path)["model.weight"].item()
 
 
 def test_the_best_and_the_last_weights_are_written(tmp_path):
@@ -144,9 +145,9 @@ def test_tied_weights_are_stored_once_and_read_back(tmp_path):
         return model
 
     model, again = tied(), tied()
-    write_weights(model, tmp_path / "w.safetensors")
-    assert list(load_file(tmp_path / "w.safetensors")) == ["0.weight"]
-    load_model(again, tmp_path / "w.safetensors")
+    weights.save(tmp_path / "w.safetensors", model.state_dict(), None, {})
+    assert list(load_file(tmp_path / "w.safetensors")) == ["model.0.weight"]
+    weights.put(again, weights.load(tmp_path / "w.safetensors")[0], tmp_path)
     assert torch.equal(again[1].weight, model[0].weight)
 
 
@@ -156,15 +157,15 @@ def test_views_empty_and_transposed_tensors_are_stored_as_they_are(tmp_path):
     state = {"a": whole[:3], "b": whole[3:], "c": whole.view(2, 3).t(), "d": torch.empty(0), "e": torch.empty(0)}
     for name, tensor in state.items():
         model.register_buffer(name, tensor)
-    write_weights(model, tmp_path / "w.safetensors")
-    stored = load_file(tmp_path / "w.safetensors")
+    weights.save(tmp_path / "w.safetensors", model.state_dict(), None, {})
+    stored = weights.load(tmp_path / "w.safetensors")[0]
     assert stored.keys() == state.keys()
     assert all(torch.equal(stored[name], tensor) for name, tensor in state.items())
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     path = tmp_path / "w.safetensors"
-    write_weights(counter(), path)
+    weights.save(path, counter().state_dict(), None, {})
     before = path.read_bytes()
 
     def full(descriptor):
@@ -172,7 +173,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
-        write_weights(nn.Linear(2, 2), path)
+        weights.save(path, nn.Linear(2, 2).state_dict(), None, {})
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["w.safetensors"]
 
 

@@ -82,7 +82,7 @@ def test_a_constant_column_stops_the_run_exactly_patience_epochs_after_the_first
         ([5, 4, 3, 2], {"patience": 1, "min_delta": 1.0}, 2),  # exactly min_delta is no improvement
         ([5, 4, 3, 2], {"patience": 2, "baseline": 3.0}, 2),
         ([5, 2, 3, 3, 3], {"patience": 2, "baseline": 3.0}, 4),
-        ([1, 9, 9, 5, 5, 5], {"patience": 2, "start_from_epoch": 3}, 6),
+        ([9, 9, 1, 5, 5, 5, 5], {"patience": 2, "start_from_epoch": 3}, 6),
         ([1, NAN, None, 1, NAN, 1, 1], {"patience": 2}, 6),  # what was not measured is not counted
         ([NAN, 3, NAN, 2, 4, NAN, 4, 4], {"patience": 2}, 7),
         ([math.inf, 1, 1, 1], {"patience": 2}, 4),
@@ -93,6 +93,14 @@ def test_a_constant_column_stops_the_run_exactly_patience_epochs_after_the_first
 def test_early_stopping_ends_a_scripted_series_at_the_right_epoch(values, arguments, last):
     trainer = fit(EarlyStopping(**arguments), series("val_loss", values))
     assert trainer.epoch == last
+
+
+def test_a_row_without_the_column_is_an_epoch_that_did_not_measure_it():
+    trainer = fit(EarlyStopping(patience=1), [{"val_loss": 1, "loss": 1}, {"val_loss": 1, "loss": 1}])
+    assert trainer.epoch == 2
+    trainer.row, trainer.stopped = {"loss": 1.0}, ""
+    trainer.call("on_epoch_end")
+    assert trainer.stopped == ""
 
 
 def test_a_series_that_keeps_improving_is_never_stopped():
@@ -130,7 +138,7 @@ def test_a_resumed_run_counts_on_where_it_was(make, cut):
     assert before.lrs + after.lrs == whole.lrs
 
 
-@pytest.mark.parametrize("make", [lambda: EarlyStopping(patience=2), lambda: ReduceLROnPlateau(patience=2)])
+@pytest.mark.parametrize("make", [lambda: EarlyStopping(patience=2), lambda: ReduceLROnPlateau(patience=1, cooldown=5)])
 def test_a_second_fit_with_the_same_callback_starts_afresh(make):
     callback = make()
     rows = series("val_loss", [3, 4, 4, 4])

@@ -104,6 +104,11 @@ def test_a_model_that_gives_nan_is_never_right_among_the_first_k():
     assert value("top_k_accuracy", (output, torch.tensor([0, 2])), k=3) == 0.0
 
 
+@pytest.mark.parametrize("name", [name for name in metrics if metrics[name].facts["target"] == "classes"])
+def test_an_ignored_target_is_never_right_and_never_an_error(name):
+    assert metrics[name].factory(torch.randn(3, 4), torch.tensor([-100, -1, 4])).tolist() == [0, 0, 0]
+
+
 def test_errors_equal_their_formulas_in_float64():
     output, target = example("r2")
     error = output.double() - target.double()

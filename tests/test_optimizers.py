@@ -231,6 +231,12 @@ def test_without_weight_decay_there_is_one_group():
     assert len(build("Rprop", Zoo()).param_groups) == 1
 
 
+@pytest.mark.parametrize("name", optimizers)
+def test_the_first_group_has_the_learning_rate_of_the_spec(name):
+    optimizer = build(name, network(), lr=0.3, lr_patterns={"0.*": 0.1, "1.*": 0.2})
+    assert optimizer.param_groups[0]["lr"] == 0.3
+
+
 def test_a_tied_parameter_answers_to_each_of_its_names():
     model = Zoo()
     found = groups_by_name(build("SGD", model, lr_patterns={"head.weight": 0.5}))

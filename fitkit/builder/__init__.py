@@ -112,6 +112,8 @@ def assemble(
     optimizer_part = spec.optimizer or default("optimizers", "AdamW", "optimizer")
     optimizer = build_optimizer(optimizer_part, model, device)
     schedule_part = spec.schedule or default("schedules", "constant", "schedule")
+    if optimizer_part.entry.facts.get("initial_lr_only") and schedule_part.name != "constant":
+        raise schedule_part.error(f"{optimizer_part.name} reads its lr at the first step only: no schedule moves it.")
     spec = dataclasses.replace(spec, optimizer=optimizer_part, schedule=schedule_part)
     scaler = torch.amp.GradScaler(device.type) if precision is torch.float16 else None
     trainer = Trainer(

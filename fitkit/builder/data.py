@@ -67,12 +67,26 @@ def prepare(spec: Spec, given: Any, *, dtype: torch.dtype, device: torch.device)
             spec = replace(spec, data=default("sources", "arrays", "data"))
     assert spec.data is not None
     if isinstance(taken, Data):
+        taken = _for_model(taken, spec) if given is not None else taken
         return _split_arrays(spec, taken, dtype, device)
     if isinstance(taken, dict):
         if spec.splits is not None:
             raise spec.splits.error("the data comes in parts already (train, val, …). Leave `splits` out.")
-        return _given_parts(spec, taken, dtype, device)
+        parts = {name: _for_model(part, spec) if isinstance(part, Data) else part for name, part in taken.items()}
+        return _given_parts(spec, parts, dtype, device)
     return _split_loader(spec, taken, device)
+
+
+def _for_model(data: Data, spec: Spec) -> Data:
+    """Say what whole numbers given in Python are, where the spec's model tells: token ids, or measurements."""
+    model = spec.model
+    if model is None or data.x.is_floating_point():
+        return data  # a module of the user's own knows
+    first = model[0] if isinstance(model, tuple) else model
+    facts = first.entry.facts
+    if facts.get("tokens") == "only" or (data.x.ndim == 2 and facts.get("sequences")):
+        return replace(data, vocabulary=int(data.x.max()) + 1)
+    return replace(data, given_in_python=False)
 
 
 def _split_arrays(spec: Spec, data: Data, dtype: torch.dtype, device: torch.device) -> Prepared:
@@ -80,7 +94,7 @@ def _split_arrays(spec: Spec, data: Data, dtype: torch.dtype, device: torch.devi
     rows: dict[str, Tensor] = splits.build(data, derive(spec.seed, SPLIT))
     _refuse_empty(splits, rows)
     transform = _transform(spec, data, rows["train"], dtype, device)
-    placed = _placed(data, dtype, device)
+    placed = _placed(data, transform, dtype, device)
     parts = {name: _batches(placed, spec, rows[name]) for name in PARTS if name in rows}
     counts = class_counts(data, rows) if data.target == "classes" and data.y is not None and data.y.ndim == 1 else ""
     return Prepared(
@@ -114,9 +128,15 @@ def _batches(data: Data, spec: Spec, rows: Tensor | None) -> ArrayBatches:
     )
 
 
-def _placed(data: Data, dtype: torch.dtype, device: torch.device) -> Data:
-    """Put one copy on the device: inputs in their own dtype, but floats in the model's; class numbers as int64."""
-    x = data.x.to(device, dtype if data.x.is_floating_point() else None)
+def _placed(data: Data, transform: nn.Module | None, dtype: torch.dtype, device: torch.device) -> Data:
+    """Put one copy on the device: inputs that a transform converts in their own dtype, class numbers as int64.
+
+    Without a transform, floats take the model's dtype, and so do whole numbers of a source: they are measurements.
+    Whole numbers given in Python stay what they are.
+    """
+    own = transform is not None or data.vocabulary is not None
+    own = own or (data.given_in_python and not data.x.is_floating_point())
+    x = data.x.to(device, None if own else dtype)
     if data.y is None:
         return replace(data, x=x, starts=None if data.starts is None else data.starts.to(device))
     return replace(data, x=x, y=data.y.to(device, torch.int64 if data.target == "classes" else dtype))
@@ -143,12 +163,14 @@ def _given_parts(spec: Spec, parts: Mapping[str, Part], dtype: torch.dtype, devi
     batches: dict[str, Batches] = {}
     train = parts["train"]
     transform = _transform(spec, train, None, dtype, device) if isinstance(train, Data) else None
-    placed = _placed(train, dtype, device) if isinstance(train, Data) else None
+    placed = _placed(train, transform, dtype, device) if isinstance(train, Data) else None
     for name, part in parts.items():
         if isinstance(part, Data):
             if isinstance(train, Data):
                 _alike(train, part)
-            batches[name] = _batches(placed if part is train and placed else _placed(part, dtype, device), spec, None)
+            batches[name] = _batches(
+                placed if part is train and placed else _placed(part, transform, dtype, device), spec, None
+            )
         else:
             batches[name] = _loader(part, spec, device, None, f"data[{name!r}]")
     rows = {name: torch.arange(len(part)) for name, part in parts.items() if isinstance(part, Data)}

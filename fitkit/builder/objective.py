@@ -23,6 +23,8 @@ from fitkit.spec.spec import Spec
 from fitkit.spec.types import Range
 
 CLASSIFYING = ("classes", "binary", "signs")
+# What metrics and predictions see in place of such outputs: logits, above 0 for class 1, and values.
+METRIC_OUTPUT: dict[str, Callable[[Tensor], Tensor]] = {"probabilities": torch.logit, "log_rates": torch.exp}
 
 
 @dataclass(frozen=True)
@@ -264,9 +266,10 @@ def _bind_metric(metric: Component, loss: Component) -> Metric:
     function: Callable[[Tensor, Tensor], Tensor] = (
         functools.partial(metric.entry.factory, **own) if own else metric.entry.factory
     )
-    if loss.entry.facts["output"] == "probabilities":  # metrics take a logit: above 0 is class 1
-        inner = function
-        function = lambda output, target: inner(torch.logit(output), target)  # noqa: E731
+    to_metric = METRIC_OUTPUT.get(loss.entry.facts["output"])
+    if to_metric is not None:
+        inner, change = function, to_metric
+        function = lambda output, target: inner(change(output), target)  # noqa: E731
     return Metric(metric.name, function, facts["higher_is_better"], facts["finish"])
 
 

@@ -34,8 +34,10 @@ def make_align(kind: Kind, output: Tensor, target: Tensor, *, squeeze: bool, ign
     if shape != tuple(target.shape):
         raise DataError(_mismatch(shape, tuple(target.shape)))
     if kind == "values":
-        return lambda output, target: (output, target.to(output.dtype), None)
-    return lambda output, target: (output.flatten(), target.flatten().to(output.dtype), None)
+        return lambda output, target: (output, target.to(_wide(output.dtype)), None)
+    if kind == "signs":  # classes 0 and 1 become -1 and +1
+        return lambda output, target: (output.flatten(), target.flatten().to(_wide(output.dtype)) * 2 - 1, None)
+    return lambda output, target: (output.flatten(), target.flatten().to(_wide(output.dtype)), None)
 
 
 def class_dimensions(output: tuple[int, ...], target: tuple[int, ...]) -> tuple[bool, bool]:
@@ -70,6 +72,11 @@ def _classes(output: tuple[int, ...], target: tuple[int, ...], ignore_index: int
         return output, target, None if ignore_index is None else target != ignore_index
 
     return align
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Return a dtype in which a target keeps its digits even when the model's outputs have few."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _mismatch(output: tuple[int, ...], target: tuple[int, ...]) -> str:

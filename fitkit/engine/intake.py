@@ -53,7 +53,7 @@ def arrays(x: Any, y: Any, name: str) -> Data:
     for part, values in (("x", x), ("y", y)):
         refuse_nan(values, f"{name}: {part}")
     target = "values" if y.is_floating_point() else "classes"
-    return Data(x=x, y=y, target=target, name=name)  # type: ignore[arg-type]
+    return Data(x=x, y=y, target=target, name=name, given_in_python=True)  # type: ignore[arg-type]
 
 
 def tensor(value: Any, name: str) -> Tensor:

@@ -18,6 +18,11 @@ from fitkit.engine.batches import Batch
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, "int | Tensor"]]  # aligned output, target -> sum, count
 
 
+def sums_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype in which sums over an epoch are kept; MPS has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric: statistics a sample, (M,) or (M, S), that are summed over an epoch, and what becomes of the sums."""
@@ -57,13 +62,12 @@ class Objective:
         """Return the loss's sum and count, the metrics' sums, and the number of positions that count."""
         output, target, mask = self.align(self.output(model, x), y)
         total, count = (self.loss if training else self.val_loss)(output, target)
-        detached = output.detach()
+        detached, dtype = output.detach(), sums_dtype(output.device)
         statistics = [metric.function(detached, target) for metric in self.metrics]
         if mask is None:
-            return total, count, [s.sum(0) for s in statistics], len(target)
-        weights = mask.to(torch.float64 if detached.dtype == torch.float64 else torch.float32)
-        sums = [torch.where(mask if s.ndim == 1 else mask[:, None], s, 0).sum(0) for s in statistics]
-        return total, count, sums, weights.sum()
+            return total, count, [s.sum(0, dtype=dtype) for s in statistics], len(target)
+        sums = [torch.where(mask if s.ndim == 1 else mask[:, None], s, 0).sum(0, dtype=dtype) for s in statistics]
+        return total, count, sums, mask.sum()
 
 
 @dataclass
@@ -75,10 +79,9 @@ class Sums:
     totals: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # Counts that the host knows stay Python numbers; MPS has no float64.
-        self.dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        self.dtype = sums_dtype(self.device)
         self.loss = torch.zeros((), dtype=self.dtype, device=self.device)
-        self.count: Any = 0
+        self.count: Any = 0  # a count that the host knows stays a Python number
         self.samples: Any = 0
 
     def add(self, total: Tensor, count: Any, sums: list[Tensor], samples: Any) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -35,15 +36,16 @@ def save(path: Path, state: Mapping[str, Tensor], transform: nn.Module | None, c
     """
     tensors = {MODEL + name: tensor for name, tensor in state.items()}
     tensors |= {TRANSFORM + name: tensor for name, tensor in (transform.state_dict() if transform else {}).items()}
-    tensors, ties = _untie({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    tensors, ties = _untie({name: tensor.detach() for name, tensor in tensors.items()})
     text = json.dumps({**card, "ties": ties}, allow_nan=False)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, temporary, metadata={CARD: text})
         os.chmod(temporary, 0o644)  # safetensors makes it 0600, so that no colleague could read it
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         temporary.replace(path)
+        sync(path.parent)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
         raise CheckpointError(
@@ -51,17 +53,26 @@ def save(path: Path, state: Mapping[str, Tensor], transform: nn.Module | None, c
         ) from None
 
 
+def sync(path: Path) -> None:
+    """Make the system write a file or folder to the disk before anything else happens."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _untie(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return each tensor once, and which names share one: safetensors refuses tensors that share memory."""
-    first: dict[tuple[int, tuple[int, ...]], str] = {}
+    """Return a CPU copy of each tensor, and which names share one: safetensors refuses tensors that share memory."""
+    first: dict[object, str] = {}
     kept, ties = {}, {}
     for name, tensor in tensors.items():
-        key = (tensor.data_ptr(), tuple(tensor.shape))
+        key = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         if tensor.numel() and key in first:
             ties[name] = first[key]
         else:
             first[key] = name
-            kept[name] = tensor
+            kept[name] = tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
     return kept, ties
 
 

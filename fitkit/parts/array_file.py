@@ -202,3 +202,22 @@ def _labels(y: Tensor, place: str, rows: Mapping[str, range]) -> Tensor:  # (N, 
 def _at(place: str, row: int, rows: Mapping[str, range]) -> str:
     part = next(part for part, span in rows.items() if row in span)
     return f"{place}{f'_{part}' if part else ''}[{row - rows[part].start}]"
+
+
+def read_x(path: str, x: str) -> Tensor:
+    """Read samples alone, for prediction: a .npy file, or the array `x` of an .npz or safetensors file."""
+    if path.endswith(".npy"):
+        return _computable(_npy(path), path)
+    if path.endswith(".npz"):
+        np = _numpy(path)
+        with _plain_errors(path, "NumPy's .npz"), existing(path).open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            names = list(archive.files)
+            values = _tensor(archive[x], f"{path}: {x}") if x in names else None
+    else:
+        with _plain_errors(path, "safetensors"), safe_open(existing(path), framework="pt") as file:
+            names = list(file.keys())
+            values = file.get_tensor(x) if x in names else None
+    if values is None:
+        raise DataError(f"{path}: there is no {x}. The file holds {listing(sorted(names)) or 'nothing'}.")
+    return _computable(values, f"{path}: {x}")

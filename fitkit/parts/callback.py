@@ -5,7 +5,7 @@
         on_epoch_begin(trainer)
         for batch in batches:
             loss, gradients, optimizer step
-            on_step_end(trainer)                                # after a step that was applied; accumulation is one
+            on_step_end(trainer)                                # trainer.step has grown, unless the step was skipped
         if this epoch is evaluated:
             on_evaluate_begin(trainer)
             validation loss and metrics; the weights of the best epoch are remembered
@@ -47,7 +47,7 @@ class TrainerLike(Protocol):
 
     @property
     def row(self) -> Mapping[str, float | None]:
-        """The row of the epoch that ended, by column; None or NaN where nothing was measured."""
+        """The row of the epoch that ended, by column; absent, None or NaN where nothing was measured."""
 
     @property
     def epoch(self) -> int:
@@ -80,6 +80,9 @@ class TrainerLike(Protocol):
     def direction(self, column: str) -> Direction:
         """Return which end of a column is the good one."""
 
+    def save(self, path: Path) -> None:
+        """Write the model's weights as they are now to a file that `fitkit.load` reads; `CheckpointError` if not."""
+
     def stop(self, reason: str) -> None:
         """End the fit after this epoch; `reason` is what the history says."""
 
@@ -100,7 +103,7 @@ class Callback:
         """Run before the first batch of each epoch."""
 
     def on_step_end(self, trainer: TrainerLike) -> None:
-        """Run after each optimizer step that was applied. Hot: never read a tensor's value here."""
+        """Run after each optimizer step; a skipped one leaves `step` as it is. Hot: read no tensor's value here."""
 
     def on_evaluate_begin(self, trainer: TrainerLike) -> None:
         """Run before the validation set is evaluated, in the epochs in which it is."""
@@ -201,7 +204,7 @@ class Monitor(Callback):
 
     def improved(self, trainer: TrainerLike) -> bool | None:
         """Take in this epoch's value: True if it is the best so far, False if not, None if there is none."""
-        value = trainer.row[self.monitor]
+        value = trainer.row.get(self.monitor)
         if value is None or math.isnan(value):
             return None
         if math.isfinite(value) and self._better(value):

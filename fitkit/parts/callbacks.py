@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,8 +16,7 @@ from typing import Annotated
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fitkit.errors import CheckpointError, SpecError, TrainingError, listing, show
@@ -125,7 +123,7 @@ class TerminateOnNaN(Callback):
 
     def on_epoch_end(self, trainer: TrainerLike) -> None:
         """Raise `TrainingError`, with the history so far, when the loss is not finite."""
-        loss = trainer.row["loss"]
+        loss = trainer.row.get("loss")
         if loss is None or math.isfinite(loss):
             return
         error = TrainingError(
@@ -255,7 +253,7 @@ class ModelCheckpoint(Monitor):
         if names:
             with averaged(trainer):
                 for name in names:
-                    write_weights(trainer.model, run_folder(trainer, self) / name)
+                    trainer.save(run_folder(trainer, self) / name)
 
 
 @callbacks.register
@@ -319,7 +317,7 @@ def _filled(template: str, trainer: TrainerLike) -> str:
         column = match["column"]
         if column is None:
             return format(trainer.epoch, match["width"] or "")
-        value = trainer.row[column]
+        value = trainer.row.get(column)
         return format(math.nan if value is None else value, match["digits"] or "")
 
     return FIELD.sub(fill, template)
@@ -333,29 +331,3 @@ def written(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be written: {error}.") from error
-
-
-def write_weights(model: nn.Module, path: Path) -> None:
-    """Write the state of a model as safetensors, whole or not at all, readable by all (mode 0644).
-
-    Tied weights are stored once; `safetensors.torch.load_model` reads such a file back.
-    """
-    tensors: dict[str, Tensor] = {}
-    seen = set()
-    for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{path} cannot be written: {show(name)} of the model is no tensor.")
-        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        if tensor.numel() == 0 or place not in seen:
-            seen.add(place)
-            tensors[name] = tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with written(path):
-        try:
-            save_file(tensors, temporary)
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.chmod(0o644)  # safetensors makes it 0600
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)

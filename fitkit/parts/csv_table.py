@@ -11,7 +11,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -266,3 +266,19 @@ def _refuse_coarse(table: CsvTable, name: str, values: Tensor) -> None:
             f"its numbers lie too close together, around {values.mean():.6g}, for float32 to tell them apart. "
             f"Subtract the smallest from all, or name it under ignore.",
         )
+
+
+def known_classes(table: CsvTable, name: str, classes: Sequence[str]) -> Tensor:
+    """Return a column as the class numbers of training, int64 (N,); a class that training did not know is a DataError.
+
+    As in training, "1" and "1.0" are the same class where every class is a number.
+    """
+    _refuse_empty(table, name)
+    numeric = [_number(known) for known in classes]
+    by_name: dict[Any, int] = {known: i for i, known in enumerate(numeric if None not in numeric else classes)}
+    cells: list[Any] = [_number(c) if None not in numeric else c for c in table.columns[name]]
+    for row, cell in enumerate(cells):
+        if cell not in by_name:
+            message = f"{show(table.columns[name][row])} is no class of the training data: {listing(classes)}."
+            raise table.fault(row, name, message)
+    return torch.tensor([by_name[cell] for cell in cells])

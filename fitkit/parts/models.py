@@ -193,7 +193,7 @@ class LSTMClassifier(nn.Module):
         return logits
 
 
-@models.register
+@models.register(sequences=True)
 def lstm(
     inputs: Inputs,
     outputs: int,
@@ -266,7 +266,7 @@ class TransformerClassifier(nn.Module):
         return logits
 
 
-@models.register
+@models.register(sequences=True)
 def transformer(
     inputs: Inputs,
     outputs: int,
@@ -309,7 +309,7 @@ class GPT(nn.Module):
         return F.linear(x, self.tokens.weight if self.head is None else self.head.weight)
 
 
-@models.register
+@models.register(sequences=True)
 def gpt(
     inputs: Inputs,
     outputs: int,

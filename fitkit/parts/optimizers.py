@@ -71,7 +71,8 @@ def parameter_groups(
             options["weight_decay"] = 0.0 if parameter in undecayed else decay
         group = groups.setdefault(tuple(options.values()), {"params": [], **options})
         group["params"].append((name, parameter))
-    return list(groups.values())
+    # a history shows the learning rate of the first group, which is to be the spec's
+    return sorted(groups.values(), key=lambda group: bool(group["lr"] != component.get("lr")))
 
 
 optimizers = Table(

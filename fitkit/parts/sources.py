@@ -23,7 +23,7 @@ BUNDLED = Path(__file__).with_name("bundled")  # see ORIGIN.md there
 
 def preprocessing(
     *,
-    transform: Annotated[object, Part("transforms")] | Literal["auto", "none"] = "auto",
+    transform: Literal["auto", "none"] | Annotated[object, Part("transforms")] = "auto",
 ) -> None:
     """Declare what every source takes: the transform of x that is fitted on the training rows."""
 

@@ -23,6 +23,7 @@ from fitkit.spec.types import Fraction
 
 PARTS = ("train", "val", "test")
 MEANT = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "eval": "val", "holdout": "test"}
+YEAR_FIRST = re.compile(r"0000\W[A-Z]?00?(\W00)?([ T]00:00(:00)?)?")  # 2024-01, 2024-Q1, 2024/01/31: sort as text
 MOST_CLASSES, MOST_WIDE = 20, 30  # how many classes `class_counts` prints, and letters of their names
 
 splits = Table("split")
@@ -286,7 +287,7 @@ def _times(values: Sequence[Any], name: str) -> list[Any]:
         except (TypeError, ValueError):
             continue
     shapes = {re.sub(r"\d", "0", text) for text in texts}
-    if len(shapes) == 1 and shapes.pop().startswith("0000"):  # 2024-01, 2024/01/31, 2024-Q1: they sort as text
+    if len(shapes) == 1 and YEAR_FIRST.fullmatch(shapes.pop()):
         return texts
     strange = next((text for text in texts if not re.match(r"\d{4}-\d\d-\d\d", text)), texts[0])
     raise ValueError(

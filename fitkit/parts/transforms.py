@@ -71,13 +71,16 @@ def scale(x: Tensor, *, range: tuple[float, float] | None = None) -> nn.Module:
     return _affine(low, high - low)
 
 
-def default_transform(data: Data) -> str:
-    """Return the name of the transform for data whose spec says "auto": "standardize", "scale" or "none"."""
+def default_transform(data: Data) -> str | None:
+    """Return the name of the transform for data whose spec says "auto"; None for token ids and for what is no table.
+
+    Floats in a table (N, D) are standardized, bytes are scaled.
+    """
     if data.vocabulary is not None:
-        return "none"
+        return None
     if data.x.dtype is torch.uint8:
         return "scale"
-    return "standardize" if data.x.is_floating_point() and data.x.dim() <= 2 else "none"
+    return "standardize" if data.x.is_floating_point() and data.x.dim() <= 2 else None
 
 
 def _feature_axes(x: Tensor) -> tuple[int, ...]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fitkit.errors import Fault, Place, SpecError
 from fitkit.spec.table import Entry
+from fitkit.spec.values import asks_path
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Component:
         try:
             return self.entry.factory(*runtime, **{**self.own(), **more})
         except (TypeError, ValueError) as error:
-            raise self.error(f"{self.name} refuses these arguments: {error}.") from error
+            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise self.error(f"{first_line}.") from error
 
     def error(self, message: str, argument: str | None = None) -> SpecError:
         """Return a `SpecError` that points at this component, or at one of its arguments."""
@@ -53,13 +56,18 @@ class Component:
         return SpecError(Fault(message, path, self.places.get(argument or "") or self.place))
 
     def resolved(self) -> dict[str, dict[str, Any]]:
-        """Return the component with every default filled in, in spec notation."""
-        return {self.name: {name: _plain(value) for name, value in {**self.entry.defaults(), **self.args}.items()}}
+        """Return the component with every default filled in, in spec notation; paths start at the working directory."""
+        given = {**self.entry.defaults(), **self.args}
+        return {
+            self.name: {name: _plain(value, self.entry.arguments[name].annotation) for name, value in given.items()}
+        }
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, annotation: Any = None) -> Any:
     if isinstance(value, Component):
         return value.resolved()
+    if isinstance(value, str) and asks_path(annotation) and Path(value).is_relative_to(Path.cwd()):
+        return str(Path(value).relative_to(Path.cwd()))
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):

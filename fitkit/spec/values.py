@@ -48,7 +48,7 @@ def convert(annotation: Any, node: Node, component: Any = None, path: str = "") 
 
     `component(node, table, path)` checks a nested component; lists become tuples where a tuple is annotated.
     """
-    choices = options(annotation)
+    choices = sorted(options(annotation), key=_names_a_part)  # a word of the argument's own, "auto", comes first
     first: Mismatch | None = None
     for choice in choices:
         try:
@@ -86,6 +86,15 @@ def _unpack(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
         base, more = _unpack(inner)
         return base, (*more, *marks)
     return annotation, ()
+
+
+def _names_a_part(annotation: Any) -> bool:
+    return any(isinstance(mark, Part) for mark in _unpack(annotation)[1])
+
+
+def asks_path(annotation: Any) -> bool:
+    """Tell whether the annotation asks for a file to be read."""
+    return any(isinstance(mark, InputPath) for option in options(annotation) for mark in _unpack(option)[1])
 
 
 def _one(annotation: Any, node: Node, component: Any, path: str) -> Any:
@@ -218,9 +227,8 @@ def advice(annotation: Any, node: Node) -> str:
 
 def describe(annotation: Any) -> str:
     """Say in words what an annotation asks for."""
-    parts = [_describe_one(option) for option in options(annotation)]
-    parts = [part for part in dict.fromkeys(parts) if part]
-    return " or ".join(parts) or "nothing"
+    parts = [_describe_one(option) for option in options(annotation) if option is not types.NoneType]
+    return " or ".join(dict.fromkeys(parts)) or "null"
 
 
 def _describe_one(annotation: Any) -> str:

@@ -1,0 +1,100 @@
+"""Loss and metrics of a finished run, on one of its splits or on a file like the one that was trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from fitkit import run_folder
+from fitkit.after.predict import csv_settings, read_x
+from fitkit.builder import assemble, check_tree
+from fitkit.engine import weights
+from fitkit.errors import CheckpointError, DataError, SpecError, listing
+from fitkit.model import features, load
+from fitkit.parts import array_file, csv_table
+from fitkit.spec import reader
+from fitkit.spec.reader import Node
+from fitkit.spec.spec import Spec
+
+LEDGER = "test_looks.json"  # when the test split was looked at: each look makes it less of a test
+
+
+def read_spec(folder: Path) -> Spec:
+    """Return the resolved spec of a run folder; its paths start at the working directory and may not leave it."""
+    path = folder / run_folder.RESOLVED
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: this is not a run folder: there is no {run_folder.RESOLVED} in it.")
+    try:
+        return check_tree(_rooted(reader.read_file(path), Path.cwd()))
+    except SpecError as error:
+        raise CheckpointError(f"{path}: does not describe this run: {error}") from None
+
+
+def _rooted(node: Node, folder: Path) -> Node:
+    value = node.value
+    if isinstance(value, dict):
+        value = {key: _rooted(item, folder) for key, item in value.items()}
+    elif isinstance(value, list):
+        value = [_rooted(item, folder) for item in value]
+    return dataclasses.replace(node, value=value, folder=folder)
+
+
+def evaluate_split(folder: Path, split: str) -> tuple[dict[str, float], int]:
+    """Return loss and metrics on a split, and how often the test split was looked at by now (0 for the others).
+
+    The data is read and split again, which gives the same rows: they depend on data and seed alone.
+    """
+    spec = dataclasses.replace(read_spec(folder), callbacks=())
+    if spec.model is None or spec.data is None or spec.data.name == "arrays":
+        raise SpecError(f"{folder}: its model or data was given in Python: use fitkit.load(…).evaluate((x, y)).")
+    state, transform, _ = weights.load(folder / run_folder.WEIGHTS)
+    trainer, prepared = assemble(spec, None, None, None)
+    if split not in prepared.parts:
+        raise SpecError(f"{folder}: this run has no {split} split, only {listing(prepared.parts)}.")
+    weights.put(trainer.model, state, folder / run_folder.WEIGHTS)
+    if trainer.objective.transform is not None:
+        trainer.objective.transform.load_state_dict(transform)
+    values = dict(trainer.evaluate(prepared.parts[split]))
+    return values, _note_look(folder) if split == "test" else 0
+
+
+def _note_look(folder: Path) -> int:
+    path = folder / LEDGER
+    looks: list[Any] = json.loads(path.read_text("utf-8")) if path.is_file() else []
+    looks.append({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": "evaluate --split test"})
+    run_folder.write_text(path, json.dumps(looks, indent=2) + "\n")
+    return len(looks)
+
+
+def evaluate_file(folder: Path, data: Path) -> dict[str, float]:
+    """Return loss and metrics on all rows of a file: a CSV with the target, or an .npz or .safetensors with x and y."""
+    model = load(folder)
+    spec = read_spec(folder)
+    suffix = data.suffix.lower()
+    if suffix == ".csv":
+        columns = features(model.card)
+        if columns is None or spec.data is None:
+            raise DataError(
+                f"{data}: this run was not trained on a table. Give an .npz or .safetensors file with x and y."
+            )
+        target, delimiter = csv_settings(spec)
+        table = csv_table.read_table(str(data), delimiter)
+        return model.evaluate((read_x(model, data, delimiter), _target(table, target, model.card)))
+    if suffix in (".npz", ".safetensors"):
+        read = array_file.read_npz if suffix == ".npz" else array_file.read_safetensors
+        pairs = read(str(data), "x", "y")
+        if list(pairs) != [""]:
+            raise DataError(f"{data}: holds several parts. Give a file with one x and one y.")
+        return model.evaluate(pairs[""])
+    raise DataError(f"{data}: expects a .csv, .npz or .safetensors file.")
+
+
+def _target(table: csv_table.CsvTable, target: list[str] | None, card: dict[str, Any]) -> Any:
+    names = target or [list(table.columns)[-1]]
+    table.require(names, "the target")
+    if card["target"] == "values":
+        return csv_table.targets(table, names, "values")[0]
+    return csv_table.known_classes(table, names[0], card["classes"])

@@ -1,0 +1,202 @@
+"""The command line. Exit codes: 0 done; 2 a mistake found before training; 3 training failed; 4 weights could not be
+written or read; 130 and 143 stopped by a signal.
+
+Nothing here imports torch until a command needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fitkit import __version__
+from fitkit.errors import Fault, FitkitError, Place, SpecError, show
+from fitkit.spec import compose
+
+EPILOG = "A spec is a YAML file: see `fitkit init DATA` for a first one, and `fitkit list` for what it may say."
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    top = argparse.ArgumentParser("fitkit", description="Train PyTorch models from one YAML file.", epilog=EPILOG)
+    top.add_argument("--version", action="version", version=f"fitkit {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, text: str, function: Any) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        made.set_defaults(run=function)
+        return made
+
+    for name, text, function in (
+        ("fit", "train what a spec declares", _fit),
+        ("check", "find every mistake in a spec, without training", _check),
+    ):
+        made = command(name, text, function)
+        made.add_argument("spec", metavar="SPEC", help="path of the YAML file")
+        made.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="e.g. optimizer.AdamW.lr=1e-2 fit.epochs=3")
+        made.add_argument(
+            "--code", metavar="FILE", action="append", default=[], help="Python file that registers parts"
+        )
+        made.add_argument("--quiet", action="store_true", help="print only warnings, errors and the run folder")
+        if name == "fit":
+            made.add_argument("--out", metavar="DIR", help="run folder (default: runs/<name>, then -2, -3, …)")
+            made.add_argument("--json", action="store_true", help="one JSON object an epoch on standard output")
+    listing = command("list", "list the names that a spec may use", _list)
+    listing.add_argument("table", metavar="TABLE", nargs="?", help="optimizers, losses, layers, …")
+    explain = command("explain", "explain a name or a key of a spec", _explain)
+    explain.add_argument("name", metavar="NAME", help="AdamW, cross_entropy, fit, …")
+    command("schema", "print the JSON Schema of a spec, for editors", _schema)
+    init = command("init", "write a commented starter spec for some data", _init)
+    init.add_argument("data", metavar="DATA", help="a .csv, .npy, .npz, .safetensors or .txt file, or a bundled set")
+    init.add_argument("--target", metavar="COLUMN", help="the column to predict (default: the last)")
+    init.add_argument("--out", metavar="FILE", help="where to write (default: <name of the data>.yaml here)")
+    evaluate = command("evaluate", "measure a finished run on one of its splits, or on other data", _evaluate)
+    evaluate.add_argument("run_folder", metavar="RUN")
+    evaluate.add_argument("data", metavar="DATA", nargs="?", help="a file like the one that was trained on")
+    evaluate.add_argument("--split", choices=("train", "val", "test"), default=None, help="default: val")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    predict = command("predict", "predict with a finished run", _predict)
+    predict.add_argument("run_folder", metavar="RUN")
+    predict.add_argument("data", metavar="DATA", help="a .csv, .npy, .npz or .safetensors file")
+    predict.add_argument("--out", metavar="FILE", required=True, help="the CSV file to write")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = parser().parse_args(argv)
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    stopped = signal.SIGINT
+
+    def stop(number: int, frame: Any) -> None:
+        nonlocal stopped
+        stopped = signal.Signals(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        return int(arguments.run(arguments) or 0)
+    except FitkitError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped.", file=sys.stderr)
+        return 128 + stopped
+    except BrokenPipeError:  # the reader of our output went away, as `fitkit list | head` does
+        sys.stderr.close()
+        return 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _load(arguments: argparse.Namespace) -> Any:
+    """Read the spec before torch is imported, so that mistakes of YAML itself are told at once; then check it."""
+    tree = compose.read(Path(arguments.spec), arguments.overrides)
+    for file in arguments.code:
+        _run_code(file)
+    from fitkit.builder import check_tree
+
+    return check_tree(tree, Path(arguments.spec), bool(arguments.overrides))
+
+
+def _run_code(file: str) -> None:
+    import runpy
+
+    if not Path(file).is_file():
+        raise SpecError(Fault("there is no such file.", place=Place(f"--code {file}")))
+    try:
+        runpy.run_path(file)
+    except Exception as error:  # whatever the user's own code raises is theirs to see, with its place
+        place = f"--code {file}"
+        raise SpecError(Fault(f"{type(error).__name__}: {error}", place=Place(place))) from error
+
+
+def _fit(arguments: argparse.Namespace) -> int:
+    spec = _load(arguments)
+    from fitkit import run_folder
+    from fitkit.model import run
+    from fitkit.progress import Lines
+
+    out = Path(arguments.out) if arguments.out else run_folder.fresh(spec.name)
+    lines = Lines(as_json=arguments.json, quiet=arguments.quiet)
+    command = "fitkit " + " ".join(sys.argv[1:])
+    history, _ = run(spec, out=out, callbacks=(lines,), command=command)
+    lines.say_end(history, out)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    spec = _load(arguments)
+    from fitkit import run_folder
+    from fitkit.builder import assemble
+
+    trainer, _ = assemble(spec, None, None, run_folder.fresh(spec.name))
+    if not arguments.quiet:
+        print(f"{arguments.spec}: no mistakes found.\n{trainer}")
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    from fitkit.after.describe import list_table, list_tables
+
+    print(list_table(arguments.table) if arguments.table else list_tables())
+
+
+def _explain(arguments: argparse.Namespace) -> None:
+    from fitkit.after.describe import explain
+
+    print(explain(arguments.name))
+
+
+def _schema(arguments: argparse.Namespace) -> None:
+    from fitkit.after.schema import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+
+
+def _init(arguments: argparse.Namespace) -> None:
+    from fitkit.after.starter import starter
+
+    out = Path(arguments.out or f"{Path(arguments.data).stem}.yaml")
+    if out.exists():
+        raise SpecError(Fault("is there already. Give another name with --out FILE.", place=Place(str(out))))
+    text = starter(Path(arguments.data), arguments.target, out.absolute().parent)
+    out.write_text(text, encoding="utf-8")
+    print(f"wrote {out}. Next: fitkit fit {out}")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from fitkit.after.evaluate import evaluate_file, evaluate_split
+
+    folder = Path(arguments.run_folder)
+    if arguments.data:
+        if arguments.split:
+            raise SpecError("give either DATA or --split, not both.")
+        values, looks = evaluate_file(folder, Path(arguments.data)), 0
+    else:
+        values, looks = evaluate_split(folder, arguments.split or "val")
+    what = arguments.data or arguments.split or "val"
+    if arguments.json:
+        print(json.dumps({key: value if value == value else None for key, value in values.items()}))
+    else:
+        print(f"{what}: " + ", ".join(f"{name} {value:.6g}" for name, value in values.items()))
+    if looks:
+        times = "for the first time" if looks == 1 else f"{looks} times now; each look makes it less of a test"
+        print(f"the test split of {show(str(folder))} was looked at {times}.", file=sys.stderr)
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from fitkit.after.predict import predict_file
+
+    count = predict_file(Path(arguments.run_folder), Path(arguments.data), Path(arguments.out))
+    print(f"wrote {count:,} predictions to {arguments.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
