@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fitkit import __version__
-from fitkit.errors import Fault, FitkitError, Place, SpecError, show
+from fitkit.errors import Fault, FitkitError, Place, SpecError
 from fitkit.spec import compose
 
 EPILOG = "A spec is a YAML file: see `fitkit init DATA` for a first one, and `fitkit list` for what it may say."
@@ -188,7 +188,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         print(f"{what}: " + ", ".join(f"{name} {value:.6g}" for name, value in values.items()))
     if looks:
         times = "for the first time" if looks == 1 else f"{looks} times now; each look makes it less of a test"
-        print(f"the test split of {show(str(folder))} was looked at {times}.", file=sys.stderr)
+        print(f"the test split of {folder} was looked at {times}.", file=sys.stderr)
 
 
 def _predict(arguments: argparse.Namespace) -> None:

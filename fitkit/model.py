@@ -141,7 +141,7 @@ class Model:
             raise DataError(f"x has shape {shape}; this model takes (N, {', '.join(map(str, inputs['shape']))}).")
         if inputs and inputs["vocabulary"] is not None:
             return samples.long()
-        if not samples.is_floating_point():
+        if not samples.is_floating_point() and (self.transform is not None or not self.card.get("built")):
             return samples
         dtype = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
         return samples.to(dtype)
@@ -190,6 +190,8 @@ class Model:
         declared = {**self.card["spec"], "fit": {"batch_size": batch_size, "device": str(self.device)}}
         declared.pop("model")
         spec = check_tree(compose.read(declared))
+        if isinstance(data, tuple | list) and len(data) == 2:
+            data = (self._samples(data[0]), data[1])
         parts = data if isinstance(data, Mapping) else {"train": data}
         dtype = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
         prepared = prepare(spec, parts, dtype=dtype, device=self.device)

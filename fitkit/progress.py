@@ -10,7 +10,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fitkit.engine.batches import batches_per_epoch
 from fitkit.history import History
 from fitkit.parts.callback import Callback
 
@@ -30,7 +29,7 @@ class Bar(Callback):
     def draw(self, trainer: Any) -> None:
         """Move the bar to where the epoch is."""
         if self.bar is None:
-            total = batches_per_epoch(trainer.train)
+            total = trainer.train.per_epoch
             name = f"epoch {trainer.epoch}"
             self.bar = tqdm(total=total, desc=name, leave=False, unit="batch", file=sys.stderr, mininterval=0)
         self.bar.update(trainer.batch - self.bar.n)

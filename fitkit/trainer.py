@@ -27,9 +27,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fitkit.engine.batches import Batch, Batches, batches_per_epoch
+from fitkit.engine.batches import Batch, Batches
 from fitkit.engine.devices import run_settings
-from fitkit.engine.seeds import seed_step
+from fitkit.engine.seeds import seed_epoch, seed_step
 from fitkit.engine.step import Evaluator, Objective, Sums, TrainStep
 from fitkit.engine.weights import save, snapshot
 from fitkit.errors import DataError, FitkitError, TrainingError
@@ -53,6 +53,13 @@ class Monitor:
         if not math.isfinite(value):
             return False
         return best is None or (value < best if self.mode == "min" else value > best)
+
+
+def total_steps(train: Batches, options: FitOptions) -> int | None:
+    """Return the optimizer steps of a whole run, as far as epochs and `max_steps` tell; None if neither does."""
+    epochs = options.most_epochs
+    known = None if train.per_epoch is None or epochs is None else -(-train.per_epoch // options.accumulate) * epochs
+    return min((n for n in (known, options.max_steps) if n is not None), default=None)
 
 
 @dataclass(kw_only=True)
@@ -100,7 +107,8 @@ class Trainer:
         if self.monitor is None and self.val is not None:
             self.monitor = Monitor("val_loss", "min")
         self.device = self.optimizer.param_groups[0]["params"][0].device
-        self.history = History(self.columns, {column: self.direction(column) for column in self.columns})
+        measured = [column for column in self.columns if column not in ("lr", "epoch_seconds")]
+        self.history = History(self.columns, {column: self.direction(column) for column in measured})
         compiled = self.options.compile is True
         self._evaluator = Evaluator(self.model, self.objective, compile=compiled)
         self._train_step = TrainStep(
@@ -132,10 +140,7 @@ class Trainer:
     @property
     def total_steps(self) -> int | None:
         """Optimizer steps of the whole run, as far as epochs and `max_steps` tell; None if neither does."""
-        steps = batches_per_epoch(self.train)
-        epochs = self.options.most_epochs
-        known = None if steps is None or epochs is None else -(-steps // self.options.accumulate) * epochs
-        return min((n for n in (known, self.options.max_steps) if n is not None), default=None)
+        return total_steps(self.train, self.options)
 
     def __str__(self) -> str:
         """Show the plan: what will run on what, for how long."""
@@ -166,6 +171,7 @@ class Trainer:
         if self.epoch:
             raise FitkitError("this trainer has run already: build another, or fit the model again by a spec.")
         begun = time.perf_counter()
+        self.model.zero_grad()  # gradients that it brings along are no part of the first step
         if not self.model.training:  # a module that was loaded for prediction; parts frozen in eval mode stay so
             self.model.train()
         with run_settings(self.options, self.device):
@@ -190,6 +196,7 @@ class Trainer:
     def _epoch(self, begun: float) -> None:
         self.epoch, self.batch = self.epoch + 1, 0
         started = time.perf_counter()
+        seed_epoch(self.seed, self.epoch)
         self._call("epoch_begin")
         sums = Sums(self.objective.metrics, self.device)
         self._train_epoch(sums, begun)

@@ -75,7 +75,7 @@ def test_checkpoints_of_a_run_with_ema_hold_the_averages(tmp_path):
         trainer.call("on_train_begin")
         trainer.epochs()
         assert trainer.model.weight.item() == 2
-        assert load_file(tmp_path / "weights/last.safetensors")["weight"].item() == 1.25
+        assert load_file(tmp_path / "weights/last.safetensors")["model.weight"].item() == 1.25
 
 
 def test_the_averages_survive_a_resume_to_the_bit():

@@ -183,7 +183,7 @@ def test_float32_weights_serve_any_output():
 
 def test_balanced_class_weights_are_rows_over_classes_times_count():
     found = resolve_class_weight("balanced", torch.tensor([5, 2, 9]))
-    torch.testing.assert_close(found, torch.tensor([16 / (3 * 5), 16 / (3 * 2), 16 / (3 * 9)]))
+    torch.testing.assert_close(found, torch.tensor([16 / (3 * 5), 16 / (3 * 2), 16 / (3 * 9)], dtype=torch.float64))
 
 
 def test_class_weights_as_a_list_are_kept():

@@ -40,10 +40,11 @@ def test_a_metric_does_not_depend_on_how_the_samples_are_split(name, cuts, seed)
 
 
 @pytest.mark.parametrize("name", metrics)
-def test_statistics_are_one_floating_row_a_sample(name):
+def test_statistics_are_one_row_a_sample_that_can_be_summed(name):
     output, target = example(name)
     rows = metrics[name].factory(output, target)
-    assert rows.dim() in (1, 2) and len(rows) == len(target) and rows.is_floating_point()
+    assert rows.dim() in (1, 2) and len(rows) == len(target)
+    assert rows.is_floating_point() or rows.dtype is torch.bool
     assert len(metrics[name].factory(output[:0], target[:0])) == 0
 
 

@@ -9,37 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from fitkit import run_folder
-from fitkit.after.predict import csv_settings, read_x
-from fitkit.builder import assemble, check_tree
+from fitkit.after.finished import csv_settings, read_spec, read_x
+from fitkit.builder import assemble
 from fitkit.engine import weights
-from fitkit.errors import CheckpointError, DataError, SpecError, listing
+from fitkit.errors import DataError, SpecError, listing
 from fitkit.model import features, load
 from fitkit.parts import array_file, csv_table
-from fitkit.spec import reader
-from fitkit.spec.reader import Node
-from fitkit.spec.spec import Spec
 
 LEDGER = "test_looks.json"  # when the test split was looked at: each look makes it less of a test
-
-
-def read_spec(folder: Path) -> Spec:
-    """Return the resolved spec of a run folder; its paths start at the working directory and may not leave it."""
-    path = folder / run_folder.RESOLVED
-    if not path.is_file():
-        raise CheckpointError(f"{folder}: this is not a run folder: there is no {run_folder.RESOLVED} in it.")
-    try:
-        return check_tree(_rooted(reader.read_file(path), Path.cwd()))
-    except SpecError as error:
-        raise CheckpointError(f"{path}: does not describe this run: {error}") from None
-
-
-def _rooted(node: Node, folder: Path) -> Node:
-    value = node.value
-    if isinstance(value, dict):
-        value = {key: _rooted(item, folder) for key, item in value.items()}
-    elif isinstance(value, list):
-        value = [_rooted(item, folder) for item in value]
-    return dataclasses.replace(node, value=value, folder=folder)
 
 
 def evaluate_split(folder: Path, split: str) -> tuple[dict[str, float], int]:

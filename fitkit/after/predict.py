@@ -8,11 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fitkit import run_folder
-from fitkit.errors import DataError, Fault, FitkitError, Place, SpecError
-from fitkit.model import Model, features, load
-from fitkit.parts import array_file, csv_table
-from fitkit.spec.spec import Spec
+from fitkit.after.finished import csv_settings, read_spec, read_x
+from fitkit.errors import Fault, FitkitError, Place, SpecError
+from fitkit.model import Model, load
 
 
 def predict_file(folder: Path, data: Path, out: Path) -> int:
@@ -25,38 +23,13 @@ def predict_file(folder: Path, data: Path, out: Path) -> int:
     model = load(folder)
     if model.card["inputs"]["vocabulary"] is not None:
         raise FitkitError(f"{folder}: this run was trained on text; use fitkit.load(…) in Python.")
-    delimiter = ","
-    if data.suffix.lower() == ".csv" and (folder / run_folder.RESOLVED).is_file():
-        from fitkit.after.evaluate import read_spec
-
-        delimiter = csv_settings(read_spec(folder))[1]
-    x = read_x(model, data, delimiter)
+    x = read_x(model, data, csv_settings(read_spec(folder))[1])
     header, rows = _rows(model, x)
     with out.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
     return len(rows)
-
-
-def csv_settings(spec: Spec) -> tuple[list[str] | None, str]:
-    """Return the target columns (None: the last) and the delimiter with which a run read its CSV."""
-    if spec.data is None or spec.data.name != "csv":
-        return None, ","
-    target = spec.data.get("target")
-    return [target] if isinstance(target, str) else target, str(spec.data.get("delimiter"))
-
-
-def read_x(model: Model, data: Path, delimiter: str = ",") -> Tensor:
-    """Return the samples of a file as the model takes them, (N, ...)."""
-    suffix, columns = data.suffix.lower(), features(model.card)
-    if columns is not None:
-        if suffix != ".csv":
-            raise DataError(f"{data}: this run was trained on a table: give a .csv file with its columns.")
-        return csv_table.encode(str(data), columns, delimiter)
-    if suffix not in (".npy", ".npz", ".safetensors"):
-        raise DataError(f"{data}: expects a .npy, .npz or .safetensors file of samples (x).")
-    return array_file.read_x(str(data), "x")
 
 
 def _rows(model: Model, x: Tensor) -> tuple[list[str], list[list[Any]]]:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from fitkit.builder.data import Prepared, prepare
-from fitkit.builder.objective import Bound, check_values, choose_loss, count_outputs, first_batch, make_objective
+from fitkit.builder.objective import Bound, check_values, choose_loss, count_outputs, make_objective
 from fitkit.builder.tables import PLATEAU, TABLES, default
 from fitkit.data import Inputs
-from fitkit.engine.batches import Batches, batches_per_epoch
+from fitkit.engine.batches import Batches
 from fitkit.engine.devices import choose_device, choose_precision
 from fitkit.engine.seeds import INIT, derive
 from fitkit.engine.step import eval_mode
@@ -33,7 +33,7 @@ from fitkit.spec import check, compose
 from fitkit.spec.component import Component
 from fitkit.spec.reader import Node
 from fitkit.spec.spec import Spec, name_from
-from fitkit.trainer import Monitor, Trainer
+from fitkit.trainer import Monitor, Trainer, total_steps
 
 SpecLike = str | Path | Mapping[str, Any] | Spec
 Overrides = Iterable[str] | Mapping[str, Any] | None
@@ -108,21 +108,15 @@ def assemble(
     bound = make_objective(spec, contract, prepared, model, precision, ours)
     objective, spec = bound.objective, bound.spec
     _refuse_single_batchnorm(model, objective.transform, prepared, spec)
-    train = prepared.parts["train"]
-    optimizer_part = spec.optimizer or default("optimizers", "AdamW", "optimizer")
-    optimizer = build_optimizer(optimizer_part, model, device)
-    schedule_part = spec.schedule or default("schedules", "constant", "schedule")
-    if optimizer_part.entry.facts.get("initial_lr_only") and schedule_part.name != "constant":
-        raise schedule_part.error(f"{optimizer_part.name} reads its lr at the first step only: no schedule moves it.")
-    spec = dataclasses.replace(spec, optimizer=optimizer_part, schedule=schedule_part)
+    optimizer, schedule, spec = _make_updates(spec, model, prepared, device)
     scaler = torch.amp.GradScaler(device.type) if precision is torch.float16 else None
     trainer = Trainer(
         model=model,
         objective=objective,
         optimizer=optimizer,
-        train=train,
+        train=prepared.parts["train"],
         val=prepared.parts.get("val"),
-        schedule=_make_schedule(schedule_part, spec, train),
+        schedule=schedule,
         callbacks=_make_callbacks(spec, out, callbacks),
         options=_with_epochs(spec),
         seed=spec.seed,
@@ -160,7 +154,9 @@ def make_model(spec: Spec, inputs: Inputs, outputs: int) -> nn.Module:
 def _refuse_single_batchnorm(model: nn.Module, transform: nn.Module | None, prepared: Prepared, spec: Spec) -> None:
     """Refuse a last batch of one sample where a BatchNorm would see a single value a channel: it has no variance."""
     train = prepared.parts["train"]
-    if train.samples is None or (train.samples % train.batch_size != 1 and train.batch_size != 1):
+    if train.samples is None or train.per_epoch is None:
+        return
+    if min(train.batch_size, train.samples - (train.per_epoch - 1) * train.batch_size) != 1:
         return
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     norms = [m for m in norms if m.training or m.running_mean is None]
@@ -172,7 +168,7 @@ def _refuse_single_batchnorm(model: nn.Module, transform: nn.Module | None, prep
 
     handles = [norm.register_forward_pre_hook(look) for norm in norms]
     try:
-        x, _ = first_batch(prepared)
+        x, _ = prepared.first
         with eval_mode(model), torch.no_grad():
             model(x if transform is None else transform(x))
     finally:
@@ -188,17 +184,24 @@ def _refuse_single_batchnorm(model: nn.Module, transform: nn.Module | None, prep
         raise SpecError(Fault(message, "fit.batch_size"))
 
 
+def _make_updates(spec: Spec, model: nn.Module, prepared: Prepared, device: torch.device) -> tuple[Any, Any, Spec]:
+    """Return the optimizer, the schedule, and the spec with both as used."""
+    optimizer = spec.optimizer or default("optimizers", "AdamW", "optimizer")
+    schedule = spec.schedule or default("schedules", "constant", "schedule")
+    if optimizer.entry.facts.get("initial_lr_only") and schedule.name != "constant":
+        raise schedule.error(f"{optimizer.name} reads its lr at the first step only: no schedule moves it.")
+    spec = dataclasses.replace(spec, optimizer=optimizer, schedule=schedule)
+    return build_optimizer(optimizer, model, device), _make_schedule(schedule, spec, prepared.parts["train"]), spec
+
+
 def _make_schedule(component: Component, spec: Spec, train: Batches) -> Any:
     if component.name == PLATEAU:
         component = default("schedules", "constant", "schedule")
-    options = _with_epochs(spec)
-    steps = batches_per_epoch(train)
-    known = None if steps is None or options.epochs is None else -(-steps // options.accumulate) * options.epochs
-    total = min((n for n in (known, options.max_steps) if n is not None), default=None)
+    total = total_steps(train, spec.fit)
     if total is None:
         if component.name == "constant" and not component.get("warmup"):
             return lambda step: 1.0
-        needs = "fit.max_steps" if steps is None else "fit.epochs or fit.max_steps"
+        needs = "fit.max_steps" if train.per_epoch is None else "fit.epochs or fit.max_steps"
         raise component.error(f"{component.name} needs to know how long the run is. Give {needs}.")
     return bind_schedule(component, total)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from fitkit.builder.tables import default
 from fitkit.data import Data, Inputs, Target
-from fitkit.engine.batches import ArrayBatches, Batches, LoaderBatches
+from fitkit.engine.batches import ArrayBatches, Batch, Batches, LoaderBatches
 from fitkit.engine.intake import PARTS, Part, take
-from fitkit.engine.seeds import SPLIT, derive
+from fitkit.engine.seeds import SPLIT, derive, kept_random_state
 from fitkit.errors import DataError, Fault, SpecError
 from fitkit.parts.splits import class_counts, default_split
 from fitkit.parts.transforms import default_transform
@@ -34,22 +35,26 @@ class Prepared:
     transform: nn.Module | None = None
     spec: Spec  # with `data` and `splits` as used
 
+    @functools.cached_property
+    def first(self) -> Batch:
+        """The first batch of the training part in its own order, read once: some data can only be iterated."""
+        with kept_random_state():
+            for batch in self.parts["train"].in_order():
+                return batch
+        raise DataError("the training data yields no batch.")
+
     @property
     def inputs(self) -> Inputs:
         """The shape of a sample as the model gets it."""
-        if self.data is None:
-            x, _ = next(iter(self.parts["train"].in_order()))
-            return Inputs(tuple(x.shape[1:]), None)
-        shape = (self.data.window,) if self.data.window else tuple(self.data.x.shape[1:])
-        return Inputs(shape, self.data.vocabulary)
+        vocabulary = None if self.data is None else self.data.vocabulary
+        return Inputs(tuple(self.first[0].shape[1:]), vocabulary)
 
     @property
     def target(self) -> Target:
         """Whether targets are classes or values."""
         if self.data is not None:
             return self.data.target
-        _, y = next(iter(self.parts["train"].in_order()))
-        return "values" if y.is_floating_point() else "classes"
+        return "values" if self.first[1].is_floating_point() else "classes"
 
 
 def prepare(spec: Spec, given: Any, *, dtype: torch.dtype, device: torch.device) -> Prepared:

@@ -14,7 +14,7 @@ from fitkit.builder.data import Prepared
 from fitkit.builder.tables import default
 from fitkit.data import Target
 from fitkit.engine.align import class_dimensions, looks_like_probabilities, make_align
-from fitkit.engine.batches import ArrayBatches, Batch
+from fitkit.engine.batches import ArrayBatches
 from fitkit.engine.step import Loss, Metric, Objective, eval_mode
 from fitkit.errors import DataError, listing, show
 from fitkit.parts.losses import default_loss, resolve_class_weight, resolve_pos_weight
@@ -81,7 +81,7 @@ def count_outputs(contract: Contract, prepared: Prepared) -> int:
     if contract.kind in ("binary", "signs"):
         return 1
     if contract.kind == "values":
-        shape = _first_target(prepared).shape[1:]
+        shape = prepared.first[1].shape[1:]
         return int(torch.Size(shape).numel()) if shape else 1
     if data is not None and data.window is not None:
         return data.vocabulary or 0
@@ -97,17 +97,6 @@ def ignored(loss: Component) -> int | None:
     """Return the target that the loss leaves out, if the spec names one."""
     value = loss.get("ignore_index")
     return None if value is None else int(value)
-
-
-def _first_target(prepared: Prepared) -> Tensor:
-    return first_batch(prepared)[1]
-
-
-def first_batch(prepared: Prepared) -> Batch:
-    """Return the first batch of the training part in its own order."""
-    for batch in prepared.parts["train"].in_order():
-        return batch
-    raise DataError("the training data yields no batch.")
 
 
 @dataclass(frozen=True)
@@ -128,7 +117,7 @@ def make_objective(
     `ours` says that fitkit built the model, so that one output may be squeezed to the shape of the target.
     """
     loss = contract.loss
-    x, y = first_batch(prepared)
+    x, y = prepared.first
     nothing: Any = None
     objective = Objective(nothing, nothing, nothing, (), prepared.transform, precision)
     output = try_model(objective, model, x)

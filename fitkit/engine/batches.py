@@ -5,16 +5,14 @@ The order of an epoch is a function of (seed, epoch); so is what a sample's own 
 
 from __future__ import annotations
 
-import random
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
-from fitkit.engine.seeds import SAMPLE, derive, order
+from fitkit.engine.seeds import SAMPLE, derive, kept_random_state, order, seed_sample
 from fitkit.errors import DataError
 
 Batch = tuple[Tensor, Tensor]
@@ -25,17 +23,13 @@ class Batches(Protocol):
 
     samples: int | None  # None when only iterating tells
     batch_size: int
+    per_epoch: int | None  # batches of a training epoch; None when only iterating tells
 
     def shuffled(self, seed: int, epoch: int) -> Iterator[Batch]:
         """Yield the batches of a training epoch; the last may be smaller."""
 
     def in_order(self) -> Iterator[Batch]:
         """Yield every sample once, in its own order."""
-
-
-def batches_per_epoch(batches: Batches) -> int | None:
-    """Return the number of batches an epoch, or None when only iterating tells."""
-    return None if batches.samples is None else -(-batches.samples // batches.batch_size)
 
 
 class ArrayBatches:
@@ -65,6 +59,7 @@ class ArrayBatches:
         self.rows = torch.arange(count, device=x.device) if rows is None else rows.to(x.device)
         self.batch_size = batch_size
         self.samples: int | None = len(self.rows)
+        self.per_epoch: int | None = -(-len(self.rows) // batch_size)
         self.starts = None if starts is None else starts.to(x.device)
         self.span = torch.arange((window or 0) + 1, device=x.device)
 
@@ -79,9 +74,9 @@ class ArrayBatches:
         return x.long() if self.tokens else x, self.y.index_select(0, rows)
 
     def _slices(self, rows: Tensor) -> Iterator[Batch]:
-        gather = self.gather
-        for part in torch.split(rows, self.batch_size):
-            yield gather(part)
+        gather, size = self.gather, self.batch_size
+        for start in range(0, len(rows), size):
+            yield gather(rows[start : start + size])
 
     def shuffled(self, seed: int, epoch: int) -> Iterator[Batch]:
         """Yield the batches of a training epoch; the last may be smaller."""
@@ -126,25 +121,34 @@ class LoaderBatches:
             self.drop_last = bool(loader.drop_last)
         self.dataset = dataset
         self.samples: int | None = None
+        self.per_epoch: int | None = None
         if not self.iterable:
             self.rows = torch.arange(len(dataset)) if rows is None else rows.cpu()  # type: ignore[arg-type]
-            self.samples = len(self.rows) if self.own_sampler is None else None
+            self._count()
         self._loader: DataLoader[Any] | None = None
+
+    def _count(self) -> None:
+        if self.own_sampler is not None:
+            self.per_epoch = len(self.own_sampler) if isinstance(self.own_sampler, Sized) else None
+            return
+        self.samples = len(self.rows)
+        whole, rest = divmod(self.samples, self.batch_size)
+        self.per_epoch = whole + (rest > 0 and not self.drop_last)
 
     def shuffled(self, seed: int, epoch: int) -> Iterator[Batch]:
         """Yield the batches of a training epoch; the last may be smaller, or is left out if the loader drops it."""
-        return self._batches(seed, epoch, shuffle=self.shuffle, drop_last=self.drop_last)
+        return self._batches(seed, epoch, self.shuffle, self.drop_last, self.own_sampler)
 
     def in_order(self) -> Iterator[Batch]:
         """Yield every sample once, in its own order: nothing is dropped."""
-        return self._batches(0, 0, shuffle=False, drop_last=False)
+        return self._batches(0, 0, False, False, None)
 
-    def _batches(self, seed: int, epoch: int, shuffle: bool, drop_last: bool) -> Iterator[Batch]:
+    def _batches(self, seed: int, epoch: int, shuffle: bool, drop_last: bool, own: Any) -> Iterator[Batch]:
         if self._loader is None:
             self._loader = self._make_loader()
         plan = self._loader.batch_sampler
         if isinstance(plan, _Plan):
-            plan.set(seed, epoch, shuffle, drop_last)
+            plan.set(seed, epoch, shuffle, drop_last, own)
         if self._loader.generator is not None:
             self._loader.generator.manual_seed(derive(seed, SAMPLE, epoch))
         for batch in self._loader:
@@ -156,7 +160,7 @@ class LoaderBatches:
         common |= {"generator": torch.Generator(), "persistent_workers": self.workers > 0}
         if self.iterable:
             return DataLoader(self.dataset, batch_size=self.batch_size, **common)
-        plan = _Plan(self.rows, self.batch_size, self.own_sampler)
+        plan = _Plan(self.rows, self.batch_size)
         return DataLoader(_Seeded(self.dataset), batch_sampler=plan, **common)
 
     def _pair(self, batch: Any) -> Batch:
@@ -171,12 +175,12 @@ class LoaderBatches:
 class _Plan:
     """A batch sampler that yields (row, seed) pairs, so that a worker knows what to seed a sample with."""
 
-    def __init__(self, rows: Tensor, batch_size: int, own: Any) -> None:
-        self.rows, self.batch_size, self.own = rows, batch_size, own
-        self.set(0, 0, False, False)
+    def __init__(self, rows: Tensor, batch_size: int) -> None:
+        self.rows, self.batch_size = rows, batch_size
+        self.set(0, 0, False, False, None)
 
-    def set(self, seed: int, epoch: int, shuffle: bool, drop_last: bool) -> None:
-        self.seed, self.epoch, self.shuffle, self.drop_last = seed, epoch, shuffle, drop_last
+    def set(self, seed: int, epoch: int, shuffle: bool, drop_last: bool, own: Any) -> None:
+        self.seed, self.epoch, self.shuffle, self.drop_last, self.own = seed, epoch, shuffle, drop_last, own
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for batch in self._own_order() if self.own is not None else self._order():
@@ -208,19 +212,9 @@ class _Seeded(Dataset[Any]):
         self.dataset = dataset
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[Any]:
-        numpy = sys.modules.get("numpy")  # if nobody imported it, nobody draws from it
-        before = random.getstate(), torch.get_rng_state(), numpy and numpy.random.get_state()
-        try:
-            return [self._read(row, seed, numpy) for row, seed in keys]
-        finally:
-            random.setstate(before[0])
-            torch.set_rng_state(before[1])
-            if numpy:
-                numpy.random.set_state(before[2])
+        with kept_random_state():
+            return [self._read(row, seed) for row, seed in keys]
 
-    def _read(self, row: int, seed: int, numpy: Any) -> Any:
-        random.seed(seed)
-        torch.default_generator.manual_seed(seed)
-        if numpy:
-            numpy.random.seed(seed & 0xFFFFFFFF)
+    def _read(self, row: int, seed: int) -> Any:
+        seed_sample(seed)
         return self.dataset[row]

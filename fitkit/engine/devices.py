@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
+from fitkit.engine.seeds import kept_random_state
 from fitkit.errors import Fault, SpecError
 from fitkit.spec.options import FitOptions
 
@@ -44,7 +45,7 @@ def run_settings(options: FitOptions, device: torch.device) -> Iterator[None]:
     """Hold the global settings of a fit while it runs, then put back what was there, the random state included."""
     was = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), kept_random_state():
         try:
             if options.deterministic:
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses to be deterministic

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+import sys
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 
 MASK = (1 << 64) - 1
@@ -26,6 +32,37 @@ def order(rows: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:  # (N,) ->
     generator = torch.Generator().manual_seed(derive(seed, ORDER, epoch))
     permutation = torch.randperm(len(rows), generator=generator)
     return rows.index_select(0, permutation.to(rows.device))
+
+
+@contextlib.contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Put back the state of Python's, torch's and NumPy's global generators, whatever is drawn in between."""
+    numpy = _numpy()
+    before = random.getstate(), torch.get_rng_state(), numpy and numpy.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        torch.set_rng_state(before[1])
+        if numpy:
+            numpy.random.set_state(before[2])
+
+
+def seed_sample(seed: int) -> None:
+    """Seed Python's, torch's and NumPy's global generators, from which the code of a dataset may draw."""
+    random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if numpy := _numpy():
+        numpy.random.seed(seed & 0xFFFFFFFF)
+
+
+def _numpy() -> Any:
+    return sys.modules.get("numpy")  # where nobody imported it, nobody draws from it
+
+
+def seed_epoch(seed: int, epoch: int) -> None:
+    """Seed what a dataset that is only iterated may draw from; one read by rows is seeded for each sample instead."""
+    seed_sample(derive(seed, SAMPLE, epoch))
 
 
 def seed_step(device: torch.device, seed: int, step: int) -> None:

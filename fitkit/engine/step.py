@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fitkit.engine.align import Align
 from fitkit.engine.batches import Batch
+from fitkit.engine.private import bare_step
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, "int | Tensor"]]  # aligned output, target -> sum, count
 
@@ -87,7 +88,7 @@ class Sums:
     def add(self, total: Tensor, count: Any, sums: list[Tensor], samples: Any) -> None:
         """Add one batch."""
         self.loss += total.detach()
-        self.count = self.count + count
+        self.count = self.count + (count.to(self.dtype) if isinstance(count, Tensor) else count)
         self.samples = self.samples + samples
         if not self.totals:
             self.totals = [torch.zeros(s.shape, dtype=self.dtype, device=self.device) for s in sums]
@@ -127,6 +128,7 @@ class TrainStep:
         if compile:  # fixed shapes: a full batch and the last one; a dynamic graph would depend on the run's history
             self.forward = torch.compile(objective.forward, dynamic=False)
         self.inverses: dict[int, Tensor] = {}
+        self.step = bare_step(optimizer)
 
     def __call__(self, window: Sequence[Batch], sums: Sums) -> bool:
         """Do one step and add to the sums; tell whether it was applied: fp16 skips a step that overflowed."""
@@ -145,7 +147,8 @@ class TrainStep:
     def _inverse(self, count: int | Tensor, total: Tensor) -> Tensor:
         """Return 1 / count as a 0-d tensor like `total`; 0 for a batch in which nothing counts."""
         if isinstance(count, Tensor):
-            return torch.where(count > 0, 1 / count, 0).to(total)
+            wide = count.to(total)  # the inverse of an int64 would be float32
+            return torch.where(wide > 0, 1 / wide, 0)
         if count not in self.inverses:
             self.inverses[count] = torch.tensor(1 / count if count else 0.0, dtype=total.dtype, device=total.device)
         return self.inverses[count]
@@ -154,19 +157,20 @@ class TrainStep:
         return [p.grad for p in self.parameters if p.grad is not None]
 
     def _update(self) -> bool:
-        scaler, optimizer, applied = self.scaler, self.optimizer, True
+        scaler, applied = self.scaler, True
         if scaler is not None:
-            scaler.unscale_(optimizer)
+            scaler.unscale_(self.optimizer)
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         if scaler is None:
-            optimizer.step()
+            self.step()
         else:
             before = scaler.get_scale()
-            scaler.step(optimizer)
+            scaler.step(self.optimizer)
             scaler.update()
             applied = scaler.get_scale() >= before
-        optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:  # zero_grad does the same behind a profiling wrapper
+            parameter.grad = None
         return applied
 
 

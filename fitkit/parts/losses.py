@@ -60,7 +60,7 @@ def default_loss(target: Literal["classes", "values"], classes: int | None) -> s
 
 
 def resolve_class_weight(value: Sequence[float] | Literal["balanced"], counts: Tensor) -> Tensor:
-    """Return one weight a class, (C,) in torch's default dtype, for `class_weight` as a spec says it.
+    """Return one weight a class, (C,) float64, for `class_weight` as a spec says it.
 
     `counts` (C,) holds the number of training rows of each class. "balanced" is n / (C * count), as in scikit-learn's
     `compute_class_weight`. A list of another length, or a class that no row has, is a `ValueError`.
@@ -68,23 +68,23 @@ def resolve_class_weight(value: Sequence[float] | Literal["balanced"], counts: T
     if value == "balanced":
         _refuse_empty(counts)
         rows = counts.double()
-        return (rows.sum() / (len(rows) * rows)).to(torch.get_default_dtype())
+        return rows.sum() / (len(rows) * rows)
     if len(value) != len(counts):
         raise ValueError(f"the list has {len(value)} weights and the data has {len(counts)} classes; give one a class")
-    return torch.tensor([float(weight) for weight in value])
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def resolve_pos_weight(value: float | Literal["balanced"], counts: Tensor) -> Tensor:
-    """Return the weight of the positive class, () in torch's default dtype, for `pos_weight` as a spec says it.
+    """Return the weight of the positive class, () float64, for `pos_weight` as a spec says it.
 
     `counts` (2,) holds the number of training rows of the negative and of the positive class. "balanced" is negative /
     positive, which gives both classes the same weight in the loss. A class that no row has is a `ValueError`.
     """
     if value != "balanced":
-        return torch.tensor(float(value))
+        return torch.tensor(value, dtype=torch.float64)
     _refuse_empty(counts)
     negative, positive = counts.tolist()
-    return torch.tensor(negative / positive)
+    return torch.tensor(negative / positive, dtype=torch.float64)
 
 
 def _refuse_empty(counts: Tensor) -> None:

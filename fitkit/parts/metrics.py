@@ -54,8 +54,8 @@ def _r2(sums: Tensor, count: float) -> float:
 def accuracy(output: Tensor, target: Tensor) -> Tensor:  # (M, C) or (M,), (M,) -> (M,)
     """Share of samples whose class is right: the highest output (the first of equals), or one logit above 0."""
     if output.dim() == 1:
-        return ((output > 0) == (target > 0)).float()
-    return (output.argmax(-1) == target).float()
+        return (output > 0) == (target > 0)
+    return output.argmax(-1) == target
 
 
 @metrics.register(primary="k", higher_is_better=True, target="classes", finish=mean)

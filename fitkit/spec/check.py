@@ -91,10 +91,7 @@ class _Checker:
             return convert(annotation, node, self._nested, path)
         except Mismatch as mismatch:
             at = mismatch.node or node
-            message = mismatch.message
-            if "Did you mean" not in message and isinstance(at.value, str | int) and str(at.value) in hints.VALUES:
-                message += f" Did you mean {show(hints.VALUES[str(at.value)])}?"
-            self.fault(message, mismatch.path or path, at.place)
+            self.fault(mismatch.message, mismatch.path or path, at.place)
             return None
 
     def _nested(self, node: Node, table: str, path: str) -> Component | None:

@@ -6,6 +6,7 @@ has at most 1 MiB, 10,000 nodes and 32 levels, so reading a stranger's file is b
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from typing import Any
 import yaml
 
 from fitkit.errors import Fault, Place, SpecError, nearest, show
+from fitkit.spec import syntax
 
 MOST_BYTES, MOST_NODES, MOST_LEVELS = 1 << 20, 10_000, 32
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 MOST_DIGITS = 40  # beyond this a number is a mistake, and int() takes quadratic time
 
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)\Z|0x[0-9a-fA-F]+\Z|0o[0-7]+\Z")
@@ -57,28 +60,32 @@ class Node:
 def read_file(path: Path) -> Node:
     """Read a spec file; paths in it start at its folder."""
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise SpecError(Fault("a spec has at most 1 MiB.", place=Place(str(path))))
-        raw = path.read_bytes()
-    except OSError as error:
+        with path.open("rb") as file:
+            raw = file.read(MOST_BYTES + 1)  # a device or a pipe does not say beforehand how long it is
+    except (OSError, ValueError) as error:
         raise SpecError(Fault(_unreadable(path, error), place=Place(str(path)))) from None
+    if len(raw) > MOST_BYTES:
+        raise SpecError(Fault("a spec has at most 1 MiB.", place=Place(str(path))))
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         place = Place(str(path), line, error.start - raw.rfind(b"\n", 0, error.start))
-        raise SpecError(Fault("this is not UTF-8 text. Save the spec as UTF-8.", place=place)) from None
+        kind = "UTF-16" if raw.startswith(UTF_16) else "not UTF-8"
+        raise SpecError(Fault(f"this text is {kind}. Save the spec as UTF-8.", place=place)) from None
     return read_text(text, str(path), path.parent)
 
 
-def _unreadable(path: Path, error: OSError) -> str:
+def _unreadable(path: Path, error: OSError | ValueError) -> str:
     if isinstance(error, FileNotFoundError):
-        beside = [str(path.with_name(p.name)) for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        near = nearest(path.name, [Path(name).name for name in beside])
+        if ": " in str(path):
+            return "there is no such file. If this is the text of a spec, end it with a line break."
+        beside = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        near = nearest(path.name, beside)
         return "there is no such file." + (f" Did you mean {show(str(path.with_name(near)))}?" if near else "")
-    if isinstance(error, IsADirectoryError) or path.is_dir():
-        return "this is a folder; name the YAML file in it."
-    return f"cannot be read: {error.strerror}."
+    if isinstance(error, IsADirectoryError):
+        return "this is a folder. Name the YAML file in it."
+    return f"cannot be read: {getattr(error, 'strerror', None) or error}."
 
 
 def read_text(text: str, name: str = "<text>", folder: Path | None = None) -> Node:
@@ -95,11 +102,17 @@ def read_text(text: str, name: str = "<text>", folder: Path | None = None) -> No
             Fault(f"the character {show(chr(error.character))} may not stand in YAML.", place=place)
         ) from None
     except yaml.MarkedYAMLError as error:
-        raise SpecError(builder.syntax_fault(error, text)) from None
+        raise SpecError(syntax.fault(error, text, name)) from None
+    except (ValueError, OverflowError):  # an escape beyond Unicode, a version number of thousands of digits
+        raise SpecError(Fault("an escape or a directive holds a number that is none.", place=Place(name))) from None
 
 
 def read_value(text: str, place: Place) -> Node:
     """Read the right side of an override, `lr=1e-2`: one YAML value that may point anywhere on the disk."""
+    if not text.strip():
+        raise SpecError(
+            Fault("there is nothing after the =. Write KEY=VALUE, or KEY=null for the default.", place=place)
+        )
     try:
         return _placed(read_text(text, place.file), place)
     except SpecError as error:
@@ -123,16 +136,30 @@ def read_object(value: Any, path: str = "", level: int = 0) -> Node:
         for key in value:
             if not isinstance(key, str):
                 raise SpecError(Fault(f"a key must be a string, not {show(key)}.", path))
+            if not key.isprintable():
+                raise SpecError(Fault(f"the key {show(key)} holds characters that cannot be printed.", path))
         return Node({key: read_object(item, f"{path}.{key}".lstrip("."), level + 1) for key, item in value.items()})
     if isinstance(value, list | tuple):
         return Node([read_object(item, f"{path}[{i}]", level + 1) for i, item in enumerate(value)])
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if value is None or isinstance(value, str | bool | int | float):
-        return Node(value)
-    raise SpecError(
-        Fault(
-            f"a spec holds strings, numbers, true, false, null, lists and mappings, not a {type(value).__name__}.", path
-        )
-    )
+        return Node(value, quoted=isinstance(value, str))
+    kinds = "strings, numbers, true, false, null, lists and mappings"
+    raise SpecError(Fault(f"a spec holds {kinds}, not a {type(value).__name__}.{_for_python(value, path)}", path))
+
+
+def _for_python(value: Any, path: str) -> str:
+    """Say where an object belongs that a spec cannot hold."""
+    section = path.partition(".")[0].partition("[")[0]
+    if section == "data":
+        return " Hand the data to fit(spec, data=(x, y))."
+    if section == "model" and not isinstance(value, type):
+        return " Hand a module to fit(spec, model=module)."
+    if hasattr(value, "item"):
+        return " Write a Python number: value.item()."
+    name = getattr(value, "__name__", "")
+    return f" Write its name, {show(name)}." if name.isidentifier() else ""
 
 
 class _Builder:
@@ -172,7 +199,8 @@ class _Builder:
                 f"anchors (&{event.anchor}) are not allowed in a spec: write the value out.", event.start_mark
             )
         if event.tag is not None:
-            raise self.fail(f"tags ({show(event.tag)}) are not allowed in a spec.", event.start_mark)
+            tag = show(event.tag.replace("tag:yaml.org,2002:", "!!"))
+            raise self.fail(f"tags ({tag}) are not allowed in a spec. Remove it.", event.start_mark)
         if self.count > MOST_NODES or level > MOST_LEVELS:
             raise self.fail(f"a spec has at most {MOST_NODES:,} values and {MOST_LEVELS} levels.", event.start_mark)
         place = self.place(event.start_mark)
@@ -193,33 +221,19 @@ class _Builder:
             if not isinstance(event, yaml.ScalarEvent):
                 raise self.fail("a key must be a word, not a list or a mapping.", event.start_mark)
             name = str(event.value)
+            if not name.isprintable():
+                raise self.fail(f"the key {show(name)} holds characters that cannot be printed.", event.start_mark)
             if name == "<<" and not key.quoted:
                 raise self.fail("merge keys (<<) are not allowed in a spec: use `extends`.", event.start_mark)
             if name in pairs:
                 first = pairs[name].key_place
                 raise self.fail(
-                    f"{show(name)} is here twice; it first stands at line {first.line if first else 0}.",
+                    f"{show(name)} is here twice; it first stands at line {first.line if first else 0}. Keep one.",
                     event.start_mark,
                 )
             value = self.node(next(events), events, level + 1)
             pairs[name] = Node(value.value, value.place, key.place, value.folder, value.quoted)
         return pairs
-
-    def syntax_fault(self, error: yaml.MarkedYAMLError, text: str) -> Fault:
-        mark: Any = error.problem_mark or error.context_mark
-        lines = text.splitlines()
-        line = lines[mark.line] if mark.line < len(lines) else ""
-        message = f"this is not valid YAML: {error.problem}" + (f" ({error.context})." if error.context else ".")
-        if "\t" in line[: mark.column + 1]:
-            message = "there is a tab here. Indent with spaces."
-            return Fault(message, place=Place(self.name, mark.line + 1, line.index("\t") + 1))
-        if error.problem and "mapping values are not allowed" in error.problem:
-            message += (
-                " A colon with a space after it starts a value: put the text before it on its own line, or in quotes."
-            )
-        elif error.problem and "found unexpected end of stream" in error.problem:
-            message += " A quote or bracket is not closed."
-        return Fault(message, place=self.place(mark))
 
 
 def scalar(text: str) -> Any:

@@ -6,10 +6,12 @@ import math
 import re
 import types
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 from fitkit.errors import listing, nearest, show
+from fitkit.spec import hints
 from fitkit.spec.reader import Node, scalar
 from fitkit.spec.types import InputPath, OutputPath, Part, Pattern, Range
 
@@ -145,7 +147,9 @@ def _number(base: Any, value: Any, marks: tuple[Any, ...], node: Node, path: str
     if base is int and not whole:
         hint = f" Write {int(value)}." if math.isfinite(value) and value == int(value) else ""
         raise Mismatch(f"expects a whole number, not {value!r}.{hint}", node, path)
-    if (whole and abs(value) > LARGEST_INT) or not math.isfinite(value):
+    if whole and abs(value) > LARGEST_INT:
+        raise Mismatch(f"expects {kind} of at most {LARGEST_INT}, not {found(node)}.", node, path)
+    if not math.isfinite(value):
         raise Mismatch(f"expects a finite number, not {found(node)}.", node, path)
     if not all(mark.holds(value) for mark in marks if isinstance(mark, Range)):
         raise Mismatch(f"expects {kind}, {said}, not {value!r}.", node, path)
@@ -155,7 +159,7 @@ def _number(base: Any, value: Any, marks: tuple[Any, ...], node: Node, path: str
 def _string(value: str, marks: tuple[Any, ...], node: Node, path: str) -> str:
     for mark in marks:
         if isinstance(mark, Pattern) and not re.fullmatch(mark.regex, value):
-            near = nearest(value, re.split(r",? or |, ", mark.words))
+            near = meant(value, re.split(r",? or |, ", mark.words))
             hint = f" Did you mean {show(near)}?" if near else ""
             raise Mismatch(f"expects {mark.words}, not {show(value)}.{hint}", node, path)
         if isinstance(mark, InputPath):
@@ -200,21 +204,27 @@ def found(node: Node) -> str:
 def advice(annotation: Any, node: Node) -> str:
     """Say what to write instead, when that can be guessed."""
     value = node.value
-    if not isinstance(value, str):
+    if value is None or isinstance(value, list | dict):
         return ""
     bases = [_unpack(option)[0] for option in options(annotation)]
     words = [
         w for base in bases if typing.get_origin(base) is Literal for w in typing.get_args(base) if isinstance(w, str)
     ]
-    if near := nearest(value, words):
+    if near := meant(value, words):
         return f" Did you mean {show(near)}?"
+    if any(_holds_one(option, node) for option in options(annotation)):
+        return f" Write [{value}]."
+    if not isinstance(value, str):
+        if bool in bases and value in (0, 1):
+            return f" Write {'true' if value else 'false'}."
+        return f" Put it in quotes: {show(str(value))}." if str in bases else ""
     if int in bases or float in bases:
         if node.quoted and isinstance(scalar(value), int | float):
             return " Remove the quotes."
         bare = value.replace("_", "").replace(",", "")
         if bare != value and isinstance(scalar(bare), int | float):
             return f" Write {bare}."
-        if isinstance(scalar(value.lstrip("0")), int) and value.isdigit():
+        if value.isdigit() and value != value.lstrip("0") != "":
             return f" Write {value.lstrip('0')}, without the zero in front."
     if bool in bases:
         if node.quoted and value.lower() in ("true", "false"):
@@ -223,6 +233,28 @@ def advice(annotation: Any, node: Node) -> str:
         if value.lower() in truth:
             return f" Write {truth[value.lower()]}."
     return ""
+
+
+def meant(value: Any, words: Iterable[str]) -> str | None:
+    """Return the word that was most likely meant, also by somebody who knows another library's."""
+    words = list(words)
+    foreign = hints.VALUES.get(str(value))
+    if foreign in words:
+        return foreign
+    return nearest(value, words) if isinstance(value, str) else None
+
+
+def _holds_one(annotation: Any, node: Node) -> bool:
+    """Tell whether a list is asked for, and the value would do as its only item."""
+    base, _ = _unpack(annotation)
+    origin, members = typing.get_origin(base), typing.get_args(base)
+    if origin is not list and (origin is not tuple or members[-1:] != (Ellipsis,)):
+        return False
+    try:
+        convert(annotation, Node([node]))
+    except Mismatch:
+        return False
+    return True
 
 
 def describe(annotation: Any) -> str:

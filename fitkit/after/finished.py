@@ -1,0 +1,57 @@
+"""Reading a finished run: what it was asked, and files of samples in the form that its model takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from torch import Tensor
+
+from fitkit import run_folder
+from fitkit.builder import check_tree
+from fitkit.errors import CheckpointError, DataError, SpecError
+from fitkit.model import Model, features
+from fitkit.parts import array_file, csv_table
+from fitkit.spec import reader
+from fitkit.spec.reader import Node
+from fitkit.spec.spec import Spec
+
+
+def read_spec(folder: Path) -> Spec:
+    """Return the resolved spec of a run folder; its paths start at the working directory and may not leave it."""
+    path = folder / run_folder.RESOLVED
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: this is not a run folder: there is no {run_folder.RESOLVED} in it.")
+    try:
+        return check_tree(_rooted(reader.read_file(path), Path.cwd()))
+    except SpecError as error:
+        raise CheckpointError(f"{path}: does not describe this run: {error}") from None
+
+
+def _rooted(node: Node, folder: Path) -> Node:
+    value = node.value
+    if isinstance(value, dict):
+        value = {key: _rooted(item, folder) for key, item in value.items()}
+    elif isinstance(value, list):
+        value = [_rooted(item, folder) for item in value]
+    return dataclasses.replace(node, value=value, folder=folder)
+
+
+def csv_settings(spec: Spec) -> tuple[list[str] | None, str]:
+    """Return the target columns (None: the last) and the delimiter with which a run read its CSV."""
+    if spec.data is None or spec.data.name != "csv":
+        return None, ","
+    target = spec.data.get("target")
+    return [target] if isinstance(target, str) else target, str(spec.data.get("delimiter"))
+
+
+def read_x(model: Model, data: Path, delimiter: str = ",") -> Tensor:
+    """Return the samples of a file as the model takes them, (N, ...)."""
+    suffix, columns = data.suffix.lower(), features(model.card)
+    if columns is not None:
+        if suffix != ".csv":
+            raise DataError(f"{data}: this run was trained on a table: give a .csv file with its columns.")
+        return csv_table.encode(str(data), columns, delimiter)
+    if suffix not in (".npy", ".npz", ".safetensors"):
+        raise DataError(f"{data}: expects a .npy, .npz or .safetensors file of samples (x).")
+    return array_file.read_x(str(data), "x")
