@@ -79,7 +79,7 @@ def test_no_gradient_is_left_from_one_epoch_to_the_next():
 
 
 def test_gradients_that_a_module_brings_along_are_no_part_of_the_first_step():
-    """C2: a module whose `.grad` is not empty, from an earlier backward or an interrupted fit, trains like any other."""
+    """C2: a module whose `.grad` is not empty, after a backward pass of its owner, trains like any other."""
     fresh, used = linear(4, 3), linear(4, 3)
     used(numbers(5, 4)).sum().backward()
     for module in (fresh, used):

@@ -51,6 +51,7 @@ def test_weight_decay_leaves_out_biases_and_norms_and_every_trainable_parameter_
     }
 
 
+MASKED = {"cross_entropy": {"ignore_index": -100, "class_weight": [0.3, 1.7, 2.9]}}
 READS = ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__")
 
 

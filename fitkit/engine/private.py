@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,4 +21,4 @@ def bare_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
     patched = "step" in vars(optimizer)  # someone put a function of their own on this very object
     if wrapped is None or patched or any(hook is None or len(hook) for hook in hooks):
         return optimizer.step
-    return lambda: wrapped(optimizer)
+    return functools.partial(wrapped, optimizer)

@@ -142,7 +142,21 @@ class TrainStep:
             weight = weight + count
         if not whole:
             torch._foreach_mul_(self._gradients(), nominal * self._inverse(weight, total))
-        return self._update()
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        applied = True
+        if self.scaler is None:
+            self.step()
+        else:
+            before = self.scaler.get_scale()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            applied = self.scaler.get_scale() >= before
+        for parameter in self.parameters:  # zero_grad does the same behind a profiling wrapper
+            parameter.grad = None
+        return applied
 
     def _inverse(self, count: int | Tensor, total: Tensor) -> Tensor:
         """Return 1 / count as a 0-d tensor like `total`; 0 for a batch in which nothing counts."""
@@ -155,23 +169,6 @@ class TrainStep:
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self.parameters if p.grad is not None]
-
-    def _update(self) -> bool:
-        scaler, applied = self.scaler, True
-        if scaler is not None:
-            scaler.unscale_(self.optimizer)
-        if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-        if scaler is None:
-            self.step()
-        else:
-            before = scaler.get_scale()
-            scaler.step(self.optimizer)
-            scaler.update()
-            applied = scaler.get_scale() >= before
-        for parameter in self.parameters:  # zero_grad does the same behind a profiling wrapper
-            parameter.grad = None
-        return applied
 
 
 class Evaluator:

@@ -177,17 +177,26 @@ def _input_path(value: str, node: Node, path: str) -> Path:
     if "://" in value:
         raise Mismatch("expects a file on this disk; a spec never opens an address. Download it first.", node, path)
     if node.folder is None:
-        return Path(value).expanduser().absolute()
-    root = node.folder.resolve()
-    whole = (root / value).resolve()
-    if Path(value).is_absolute() or not whole.is_relative_to(root):
+        try:
+            return Path(value).expanduser().absolute()
+        except RuntimeError:
+            raise Mismatch(f"nobody's home folder is known for {show(value)}.", node, path) from None
+    if Path(value).is_absolute() or not inside(node.folder / value, node.folder):
         raise Mismatch(
             f"the path {show(value)} leaves the spec's folder. Put the file beside the spec, or give the path on the "
             f"command line: {path}={value}",
             node,
             path,
         )
-    return whole
+    return (node.folder / value).resolve()
+
+
+def inside(path: Path, folder: Path) -> bool:
+    """Tell whether a path lies in a folder once every link is followed; one that nobody can follow does not."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a circle of links, a name too long, a null byte
+        return False
 
 
 def found(node: Node) -> str:
@@ -217,7 +226,7 @@ def advice(annotation: Any, node: Node) -> str:
     if not isinstance(value, str):
         if bool in bases and value in (0, 1):
             return f" Write {'true' if value else 'false'}."
-        return f" Put it in quotes: {show(str(value))}." if str in bases else ""
+        return " Put it in quotes." if str in bases else ""
     if int in bases or float in bases:
         if node.quoted and isinstance(scalar(value), int | float):
             return " Remove the quotes."
