@@ -10,13 +10,14 @@ import argparse
 import json
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fitkit import __version__
-from fitkit.errors import Fault, FitkitError, Place, SpecError
+from fitkit.errors import Fault, FitkitError, Place, SpecError, listing, nearest, show
 from fitkit.spec import compose
 
 EPILOG = "A spec is a YAML file: see `fitkit init DATA` for a first one, and `fitkit list` for what it may say."
@@ -72,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = parser().parse_args(argv)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # torch works without it, and so does fitkit
     stopped = signal.SIGINT
 
     def stop(number: int, frame: Any) -> None:
@@ -113,8 +115,21 @@ def _run_code(file: str) -> None:
     try:
         runpy.run_path(file)
     except Exception as error:  # whatever the user's own code raises is theirs to see, with its place
-        place = f"--code {file}"
-        raise SpecError(Fault(f"{type(error).__name__}: {error}", place=Place(place))) from error
+        frames = traceback.extract_tb(error.__traceback__)
+        line = next((frame.lineno for frame in reversed(frames) if frame.filename == file), None)
+        line = error.lineno if isinstance(error, SyntaxError) and error.filename == file else line
+        place = Place(f"--code {file}" + (f":{line}" if line else ""))
+        raise SpecError(Fault(f"{type(error).__name__}: {error}", place=place)) from error
+
+
+def _run_folder(name: str) -> Path:
+    folder = Path(name)
+    if not folder.is_dir():
+        runs = [str(run) for run in sorted(Path("runs").glob("*")) if run.is_dir()]
+        near = nearest(name, runs)
+        hint = f" Did you mean {show(near)}?" if near else f" Here are {listing(runs)}." if runs else ""
+        raise SpecError(Fault(f"there is no such run folder.{hint}", place=Place(name)))
+    return folder
 
 
 def _fit(arguments: argparse.Namespace) -> int:
@@ -174,7 +189,7 @@ def _init(arguments: argparse.Namespace) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from fitkit.after.evaluate import evaluate_file, evaluate_split
 
-    folder = Path(arguments.run_folder)
+    folder = _run_folder(arguments.run_folder)
     if arguments.data:
         if arguments.split:
             raise SpecError("give either DATA or --split, not both.")
@@ -194,7 +209,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _predict(arguments: argparse.Namespace) -> None:
     from fitkit.after.predict import predict_file
 
-    count = predict_file(Path(arguments.run_folder), Path(arguments.data), Path(arguments.out))
+    out = Path(arguments.out)
+    if not out.parent.is_dir():
+        raise SpecError(Fault("there is no such folder. Make it first.", place=Place(str(out.parent))))
+    count = predict_file(_run_folder(arguments.run_folder), Path(arguments.data), out)
     print(f"wrote {count:,} predictions to {arguments.out}")
 
 

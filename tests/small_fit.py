@@ -1,5 +1,6 @@
 """Fits so small that a test can do many: float64 modules, drawn data, and specs that name only what matters."""
 
+import dataclasses
 import random
 
 import numpy
@@ -8,6 +9,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import fitkit
+
+SECTIONS = ("seed", "data", "splits", "loss", "metrics", "optimizer", "schedule", "callbacks")
 
 
 def numbers(*shape, seed=0):
@@ -34,9 +37,6 @@ def spec(lr=0.1, **fit):
     }
 
 
-SECTIONS = ("seed", "data", "splits", "loss", "metrics", "optimizer", "schedule", "callbacks")
-
-
 def each_step(look):
     """Return a callback and the list to which it adds `look(trainer)` after each step."""
     seen = []
@@ -49,6 +49,23 @@ def state_of(trainer):
 
 def same_bits(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def scaled(trainer, scale):
+    """Return the trainer with the loss scale that fp16 has on a GPU."""
+    scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
+    return dataclasses.replace(trainer, scaler=scaler)
+
+
+def overflow(module, at):
+    """Make the gradient of a module infinite in its backward pass number `at`, from 1."""
+    passes = []
+
+    def hook(gradient):
+        passes.append(1)
+        return torch.full_like(gradient, torch.inf) if len(passes) == at else gradient
+
+    module.weight.register_hook(hook)
 
 
 class Noisy(Dataset):

@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_fit import Noisy, same_bits
 from torch import nn
-from torch.utils.data import Dataset
 
 import fitkit
 
@@ -82,10 +82,6 @@ def fitted(module, spec, data, callbacks=(), out=None):
     return history, states, module.state_dict()
 
 
-def same_bits(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 @many
 @given(kinds, st.integers(5, 30), st.data(), seeds)
 def test_evaluation_gives_the_same_numbers_for_every_batch_size(kind, rows, data, seed):
@@ -149,7 +145,7 @@ FILES = {"CSVLogger": {}, "ModelCheckpoint": {"monitor": "val_loss"}}
 def test_onlookers_leave_the_weights_as_they_are_to_the_bit(onlookers, files, folder, eval_every, seed):
     data = dict(zip(("train", "val"), (draw_data("classes", n, seed + n) for n in (11, 7)), strict=True))
     module = network("classes", seed, nn.Dropout(0.4), nn.BatchNorm1d(3))
-    plain = {**spec_for("classes", batch_size=4, epochs=3), "seed": seed % 1000}
+    plain = {**spec_for("classes", batch_size=4), "seed": seed}
     watched = copy.deepcopy(plain) | {"callbacks": {name: FILES[name] for name in files}}
     expected = fitted(module, plain, data)
     with tempfile.TemporaryDirectory() as root:
@@ -164,27 +160,16 @@ def test_onlookers_leave_the_weights_as_they_are_to_the_bit(onlookers, files, fo
     assert all(map(same_bits, unseen[1], expected[1])) and all(map(same_bits, seldom[1], expected[1]))
 
 
-class Noisy(Dataset):
-    """Ten samples, each with noise from the three generators that a user's code may draw from."""
-
-    def __len__(self):
-        return 10
-
-    def __getitem__(self, row):
-        noise = [random.gauss(0, 1), numpy.random.randn(), torch.randn(()).item()]
-        return torch.tensor([float(row), *noise], dtype=torch.float64), torch.tensor(row % 2)
-
-
-# Few examples: starting worker processes takes a second each time, and no value drawn changes what is tested.
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_worker_processes_leave_the_weights_as_they_are_to_the_bit(workers, seed):
+# Twenty examples and not 200: each starts and ends four worker processes, which takes a quarter of a second.
+@settings(many, max_examples=20)
+@given(st.integers(1, 2), st.integers(2, 14), st.integers(1, 5), st.integers(1, 3), seeds)
+def test_worker_processes_leave_the_weights_as_they_are_to_the_bit(workers, rows, batch_size, accumulate, seed):
     module = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.4), nn.Linear(3, 2)).double()
 
     def run(count):
         random.seed(count), numpy.random.seed(count), torch.manual_seed(count)  # the caller's state is no part of it
-        spec = {**spec_for("classes", batch_size=3, workers=count), "seed": seed, "metrics": ["accuracy"]}
-        return fitted(module, spec, {"train": Noisy(), "val": Noisy()})
+        spec = {**spec_for("classes", batch_size=batch_size, accumulate=accumulate, workers=count), "seed": seed}
+        return fitted(module, spec, {"train": Noisy(rows), "val": Noisy(5)})
 
     history, states, left = run(workers)
     expected_history, expected_states, expected_left = run(0)

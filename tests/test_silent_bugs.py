@@ -4,12 +4,11 @@ The ids are those of the project's list of silent bugs, gathered from the issues
 """
 
 import copy
-import dataclasses
 
 import pytest
 import torch
 import torch.nn.functional as F
-from small_fit import each_step, labels, linear, numbers, same_bits, spec, state_of
+from small_fit import each_step, labels, linear, numbers, overflow, same_bits, scaled, spec, state_of
 from torch import nn
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
@@ -151,12 +150,6 @@ class Given:
         return iter(self.batches)
 
 
-def scaled(trainer, scale):
-    """Return the trainer with the loss scale that fp16 has on a GPU."""
-    scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
-    return dataclasses.replace(trainer, scaler=scaler)
-
-
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_loss_scale_changes_neither_the_clipped_norm_nor_the_direction_of_a_step(accumulate):
     """C6: gradients are unscaled before they are clipped."""
@@ -194,17 +187,6 @@ def test_the_schedule_of_a_loader_that_drops_its_last_batch_ends_with_the_run():
     callback, rates = each_step(lambda t: t.lr)
     fitkit.Model(linear(4, 3)).fit(spec(epochs=2, schedule="linear"), data={"train": loader}, callbacks=[callback])
     assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025])
-
-
-def overflow(module, at):
-    """Make the gradient of a module infinite in its backward pass number `at`, from 1."""
-    passes = []
-
-    def hook(gradient):
-        passes.append(1)
-        return torch.full_like(gradient, torch.inf) if len(passes) == at else gradient
-
-    module.weight.register_hook(hook)
 
 
 def test_a_step_that_overflows_is_skipped_and_counted_and_moves_neither_weights_nor_schedule():
@@ -280,13 +262,14 @@ def test_a_last_batch_of_one_row_that_the_loader_drops_is_no_matter():
     assert len(history) == 1
 
 
-@pytest.mark.parametrize("sampler", [None, SubsetRandomSampler(range(10))], ids=["in order", "own sampler"])
-def test_validation_sees_every_row_once_also_from_a_loader_that_drops_its_last_batch(sampler):
-    """C10: `drop_last` is for training."""
+@pytest.mark.parametrize("rows", [None, range(10), [1, 3, 5, 7, 9]], ids=["in order", "own sampler", "own subset"])
+def test_validation_sees_every_row_once_also_from_a_loader_that_drops_its_last_batch(rows):
+    """C10: `drop_last` is for training; a sampler of some rows says what the validation part is."""
     x, y = torch.arange(10.0, dtype=torch.float64)[:, None], labels(3, 10)
+    sampler = None if rows is None else SubsetRandomSampler(rows)
     loader = DataLoader(TensorDataset(x, y), batch_size=4, sampler=sampler, drop_last=True)
     module, seen = linear(1, 3), []
     trainer = fitkit.build(spec(), model=module, data={"train": (x, y), "val": loader})
     module.register_forward_hook(lambda module, args, output: seen.extend(args[0][:, 0].tolist()))
     trainer.evaluate(trainer.val)
-    assert sorted(seen) == list(range(10))
+    assert sorted(seen) == list(rows or range(10))

@@ -84,6 +84,23 @@ def test_no_tensor_is_read_between_the_ends_of_epochs(optimizer, loss, monkeypat
     assert run(8) == run(40)  # an epoch of five times as many batches reads no more, evaluation included
 
 
+@pytest.mark.parametrize("when", ["before the fit", "in on_train_begin"])
+def test_hooks_of_the_optimizer_are_run_whenever_they_were_registered(when):
+    """C25: no short cut around what torch does in a step, for whoever listens there."""
+    steps = []
+
+    def listen(trainer):
+        trainer.optimizer.register_step_post_hook(lambda *args: steps.append(1))
+
+    callbacks = [fitkit.LambdaCallback(on_train_begin=listen)] if when == "in on_train_begin" else []
+    data = {"train": (numbers(8, 4), labels(3, 8))}
+    trainer = fitkit.build(spec(), model=linear(4, 3), data=data, callbacks=callbacks)
+    if not callbacks:
+        listen(trainer)
+    trainer.fit()
+    assert len(steps) == 2
+
+
 class Stream(IterableDataset):
     """A stream that draws from the generators of the process that reads it."""
 

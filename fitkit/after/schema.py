@@ -19,14 +19,13 @@ from fitkit.builder.tables import TABLES
 from fitkit.spec.check import FIT, TABLE_OF
 from fitkit.spec.spec import RUN_NAME
 from fitkit.spec.table import Argument, Entry
-from fitkit.spec.types import InputPath, NonNegativeInt, OutputPath, Part, Pattern, Range
+from fitkit.spec.types import RUN_FILES, InputPath, NonNegativeInt, OutputPath, Part, Pattern, Range
 from fitkit.spec.values import options
 
 Schema = dict[str, Any]
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 SEVERAL = ("metrics", "callbacks")  # keys that hold more than one component
-OPTIONAL = ("data", "splits", "loss", "optimizer", "schedule", "fit")  # keys that may be null: as if left out
 
 
 def json_schema() -> Schema:
@@ -100,10 +99,9 @@ def _entry(entry: Entry) -> Schema:
     if not any(argument.required for argument in entry.arguments.values()):
         forms.append({"type": "null"})
     if entry.primary:
-        alone = [
-            choice for choice in options(entry.arguments[entry.primary].annotation) if choice is not types.NoneType
-        ]
-        forms += [_one(choice) for choice in alone if typing.get_origin(_unpack(choice)[0]) is not dict]
+        choices = options(entry.arguments[entry.primary].annotation)
+        mapping_or_null = (dict, types.NoneType)  # read as arguments by name, and as none of them
+        forms += [_one(c) for c in choices if (typing.get_origin(_unpack(c)[0]) or c) not in mapping_or_null]
     return {"description": sentence(entry), "anyOf": forms} if len(forms) > 1 else {**forms[0]}
 
 
@@ -199,5 +197,5 @@ def _string(marks: Sequence[Any]) -> Schema:
         if isinstance(mark, InputPath):
             schema |= {"minLength": 1, "not": {"pattern": "^/|://"}}
         if isinstance(mark, OutputPath):
-            schema |= {"minLength": 1, "not": {"pattern": r"^/|(^|/)\.\.(/|$)"}}
+            schema |= {"minLength": 1, "not": {"pattern": rf"^/|(^|/)\.\.(/|$)|^({'|'.join(RUN_FILES)})(/|$)"}}
     return schema

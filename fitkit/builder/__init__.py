@@ -25,8 +25,8 @@ from fitkit.engine.seeds import INIT, derive
 from fitkit.engine.step import eval_mode
 from fitkit.errors import DataError, Fault, SpecError, listing, nearest, show
 from fitkit.parts.callback import Callback
-from fitkit.parts.callbacks import TerminateOnNaN
-from fitkit.parts.layers import build_layers
+from fitkit.parts.callbacks import TerminateOnNaN, columns_in
+from fitkit.parts.layers import OUTPUTS, build_layers
 from fitkit.parts.optimizers import build_optimizer
 from fitkit.parts.schedules import bind_schedule
 from fitkit.spec import check, compose
@@ -88,18 +88,26 @@ def assemble(
     spec: Spec, model: nn.Module | None, data: Any, out: Path | None, callbacks: Sequence[Callback] = ()
 ) -> tuple[Trainer, Prepared]:
     """Return the Trainer and the data that it was built on, test part included."""
-    device = choose_device(spec.fit.device)
-    precision = choose_precision(spec.fit.precision, device)
-    if model is None and spec.model is None:
-        raise SpecError(Fault("a spec needs `model:`, or use fitkit.Model(module).fit(spec).", "model"))
+    try:
+        return _assemble(spec, model, data, out, callbacks)
+    except SpecError as error:
+        raise spec.located(error) from error.__cause__
+
+
+def _assemble(
+    spec: Spec, model: nn.Module | None, data: Any, out: Path | None, callbacks: Sequence[Callback]
+) -> tuple[Trainer, Prepared]:
+    device, precision = _settings(spec, model, data)
     dtype = torch.get_default_dtype() if model is None else _float_dtype(model)
     prepared = prepare(spec, data, dtype=dtype, device=device)
     spec = prepared.spec
+    if prepared.parts["train"].per_epoch == 0:
+        raise DataError("the training data yields no batch: its loader drops the only one. Take a smaller batch_size.")
     contract = choose_loss(spec, prepared.target, prepared)
     check_values(prepared, contract.loss)
     ours = model is None
     inputs = prepared.inputs
-    outputs = count_outputs(contract, prepared) if ours else None
+    outputs = count_outputs(contract, prepared) if ours and _asks_outputs(spec.model) else None
     if model is None:
         model = make_model(spec, inputs, outputs or 0)
     else:
@@ -131,6 +139,30 @@ def assemble(
     return trainer, prepared
 
 
+def _settings(spec: Spec, model: Any, data: Any) -> tuple[torch.device, torch.dtype | None]:
+    """Return device and precision; say at once what is missing or not to be had."""
+    faults: list[Fault] = []
+    if model is None and spec.model is None:
+        faults.append(Fault("a spec needs `model:`, or use fitkit.Model(module).fit(spec).", "model"))
+    if model is not None and not isinstance(model, nn.Module):
+        faults.append(Fault(f"model= takes a torch.nn.Module, not a {type(model).__name__}."))
+    if data is None and spec.data is None:
+        faults.append(Fault("a spec needs `data:`, or hand the data to fit(spec, data=(x, y)).", "data"))
+    try:
+        device = choose_device(spec.fit.device)
+        precision = choose_precision(spec.fit.precision, device)
+    except SpecError as error:
+        raise SpecError([*faults, *error.faults]) from None
+    if faults:
+        raise SpecError(faults)
+    return device, precision
+
+
+def _asks_outputs(model: Any) -> bool:
+    """Tell whether the number of outputs has to be known: not where a list of layers gives every size as a number."""
+    return not isinstance(model, tuple) or any(OUTPUTS in layer.args.values() for layer in model)
+
+
 def _float_dtype(model: nn.Module) -> torch.dtype:
     floats = (p.dtype for p in model.parameters() if p.is_floating_point())
     return next(floats, torch.get_default_dtype())
@@ -145,7 +177,9 @@ def make_model(spec: Spec, inputs: Inputs, outputs: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(spec.seed, INIT))
         if isinstance(spec.model, Component):
-            model: nn.Module = spec.model.build(inputs, outputs)
+            model = spec.model.build(inputs, outputs)
+            if not isinstance(model, nn.Module):
+                raise spec.model.error(f"must return a torch.nn.Module, not a {type(model).__name__}.")
             return model
         assert spec.model is not None
         return build_layers(spec.model, inputs, outputs)
@@ -209,10 +243,17 @@ def _make_schedule(component: Component, spec: Spec, train: Batches) -> Any:
 def _make_callbacks(spec: Spec, out: Path | None, more: Sequence[Callback]) -> tuple[Callback, ...]:
     components = list(spec.callbacks)
     if spec.schedule is not None and spec.schedule.name == PLATEAU:
+        if any(component.name == PLATEAU for component in components):
+            raise spec.schedule.error(f"{PLATEAU} is here twice, under schedule and under callbacks. Keep one.")
         components.append(spec.schedule)
+    given: Sequence[Any] = more
+    for callback in given:
+        if not isinstance(callback, Callback):
+            what = f"the class {callback.__name__}" if isinstance(callback, type) else f"a {type(callback).__name__}"
+            raise SpecError(f"callbacks= takes fitkit.Callback objects, such as LambdaCallback(…), not {what}.")
     made: list[Callback] = [TerminateOnNaN()] if all(c.name != "TerminateOnNaN" for c in components) else []
     for component in components:
-        callback: Callback = component.build()
+        callback = component.build()
         if callback.writes_files and out is None:
             raise component.error(f"{component.name} writes into the run folder: give fit(..., out=FOLDER).")
         made.append(callback)
@@ -232,6 +273,9 @@ def _check_monitors(trainer: Trainer, spec: Spec, more: Sequence[Callback]) -> N
                 hint = " There is no validation split: give splits a val above 0."
             message = f"this run has no column {show(column)}.{hint} The columns are {listing(trainer.columns)}."
             faults += component.error(message, "monitor").faults
+        for column in columns_in(component.get("filepath") or "") - set(trainer.columns):
+            message = f"this run has no column {show(column)}. Write epoch, {listing(trainer.columns)}."
+            faults += component.error(message, "filepath").faults
     if faults:
         raise SpecError(faults)
     for name in ("EarlyStopping", "ModelCheckpoint"):  # the later one wins

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from fitkit.data import Data, Inputs, Target
 from fitkit.engine.batches import ArrayBatches, Batch, Batches, LoaderBatches
 from fitkit.engine.intake import PARTS, Part, take
 from fitkit.engine.seeds import SPLIT, derive, kept_random_state
-from fitkit.errors import DataError, Fault, SpecError
+from fitkit.errors import DataError
 from fitkit.parts.splits import class_counts, default_split
 from fitkit.parts.transforms import default_transform
 from fitkit.spec.component import Component
@@ -34,6 +34,11 @@ class Prepared:
     train_rows: Tensor | None = None
     transform: nn.Module | None = None
     spec: Spec  # with `data` and `splits` as used
+    names: Mapping[str, str] = field(default_factory=dict)  # of the parts in messages, where Python gave each
+
+    def name(self, part: str) -> str:
+        """Return what messages call a part."""
+        return self.names.get(part) or (self.data.name if self.data else part)
 
     @functools.cached_property
     def first(self) -> Batch:
@@ -63,8 +68,7 @@ def prepare(spec: Spec, given: Any, *, dtype: torch.dtype, device: torch.device)
     Raises SpecError for a split or transform that does not fit the data, DataError for the data itself.
     """
     if given is None:
-        if spec.data is None:
-            raise SpecError(Fault("a spec needs `data:`, or hand the data to fit(spec, data=(x, y)).", "data"))
+        assert spec.data is not None
         taken: Part | dict[str, Part] = spec.data.build()
     else:
         taken = take(given)
@@ -90,6 +94,8 @@ def _for_model(data: Data, spec: Spec) -> Data:
     first = model[0] if isinstance(model, tuple) else model
     facts = first.entry.facts
     if facts.get("tokens") == "only" or (data.x.ndim == 2 and facts.get("sequences")):
+        if data.x.min() < 0:
+            raise DataError(f"{data.name}: x holds the token id {int(data.x.min())}, and ids are numbered from 0.")
         return replace(data, vocabulary=int(data.x.max()) + 1)
     return replace(data, given_in_python=False)
 
@@ -179,7 +185,10 @@ def _given_parts(spec: Spec, parts: Mapping[str, Part], dtype: torch.dtype, devi
         else:
             batches[name] = _loader(part, spec, device, None, f"data[{name!r}]")
     rows = {name: torch.arange(len(part)) for name, part in parts.items() if isinstance(part, Data)}
-    return Prepared(parts=batches, data=placed, train_rows=rows.get("train"), transform=transform, spec=spec)
+    names = {name: f'data["{name}"]' for name in parts}
+    return Prepared(
+        parts=batches, data=placed, train_rows=rows.get("train"), transform=transform, spec=spec, names=names
+    )
 
 
 def _alike(train: Data, part: Data) -> None:
@@ -188,6 +197,9 @@ def _alike(train: Data, part: Data) -> None:
         if one.shape[1:] != other.shape[1:]:
             sizes = f"{tuple(other.shape[1:])}, in train {tuple(one.shape[1:])}"
             raise DataError(f"{part.name}: {what} has samples of shape {sizes}.")
+    if train.vocabulary is not None and part.vocabulary is not None and part.vocabulary > train.vocabulary:
+        ids = f"holds token id {part.vocabulary - 1}, in train they end at {train.vocabulary - 1}"
+        raise DataError(f"{part.name}: x {ids}. Give train a sample with the highest id.")
     if train.target != part.target:
         raise DataError(f"{part.name}: y holds {part.target}, in train it holds {train.target}.")
 

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from fitkit.builder.data import Prepared
-from fitkit.builder.tables import default
+from fitkit.builder.tables import TABLES, default
 from fitkit.data import Target
 from fitkit.engine.align import class_dimensions, looks_like_probabilities, make_align
 from fitkit.engine.batches import ArrayBatches
 from fitkit.engine.step import Loss, Metric, Objective, eval_mode
-from fitkit.errors import DataError, listing, show
+from fitkit.errors import DataError, FitkitError, listing
+from fitkit.parts.layers import OUTPUTS
 from fitkit.parts.losses import default_loss, resolve_class_weight, resolve_pos_weight
+from fitkit.parts.metrics import mean
 from fitkit.spec.component import Component
 from fitkit.spec.spec import Spec
 from fitkit.spec.types import Range
@@ -45,6 +47,8 @@ def choose_loss(spec: Spec, target: Target, prepared: Prepared) -> Contract:
     classes = None if prepared.data is None or prepared.data.classes is None else len(prepared.data.classes)
     loss = spec.loss or default("losses", default_loss(target, classes), "loss")
     kind = loss.entry.facts["target"]
+    if kind == "classes":
+        _refuse_one_hot(prepared)
     if kind == "classes" and target == "values":
         raise loss.error(
             f"{loss.name} compares class numbers, but the target holds real numbers{_example(prepared)}. For "
@@ -55,6 +59,14 @@ def choose_loss(spec: Spec, target: Target, prepared: Prepared) -> Contract:
     if kind in ("binary", "signs") and prepared.data is not None and prepared.data.y is not None:
         _check_binary(loss, prepared.data.y)
     return Contract(loss, kind)
+
+
+def _refuse_one_hot(prepared: Prepared) -> None:
+    y = None if prepared.data is None else prepared.data.y
+    if y is None or y.ndim != 2 or y.shape[1] < 2 or prepared.data is None:
+        return
+    if bool(((y == 0) | (y == 1)).all() and (y.sum(1) == 1).all()):
+        raise DataError(f"{prepared.data.name}: y is one-hot. Give the numbers of the classes: y.argmax(1).")
 
 
 def _vector_classes(prepared: Prepared) -> bool:
@@ -78,9 +90,7 @@ def _check_binary(loss: Component, y: Tensor) -> None:
 def count_outputs(contract: Contract, prepared: Prepared) -> int:
     """Return how many numbers a sample the model must give: `outputs` in a spec."""
     data = prepared.data
-    if contract.kind in ("binary", "signs"):
-        return 1
-    if contract.kind == "values":
+    if contract.kind != "classes":
         shape = prepared.first[1].shape[1:]
         return int(torch.Size(shape).numel()) if shape else 1
     if data is not None and data.window is not None:
@@ -88,8 +98,11 @@ def count_outputs(contract: Contract, prepared: Prepared) -> int:
     if data is not None and data.classes is not None:
         return len(data.classes)
     if data is None or data.y is None:
-        raise DataError("the number of classes is not known for a Dataset. Write it where the spec says `outputs`.")
+        rather = "Write it in place of `outputs` in a list of layers, or give fit(…, model=module)"
+        raise DataError(f"the number of classes is not known for a Dataset. {rather}.")
     labels = data.y[data.y != ignored(contract.loss)] if ignored(contract.loss) is not None else data.y
+    if not len(labels) or int(labels.max()) < 1:
+        raise DataError(f"{data.name}: y holds no class but 0: as a target it leaves nothing to learn.")
     return int(labels.max()) + 1
 
 
@@ -122,11 +135,14 @@ def make_objective(
     objective = Objective(nothing, nothing, nothing, (), prepared.transform, precision)
     output = try_model(objective, model, x)
     ignore = ignored(loss)
-    align = make_align(contract.kind, output, y, squeeze=ours, ignore_index=ignore)
-    aligned, target, _ = align(output, y)
-    _check_output(loss, aligned)
-    if contract.kind == "classes":
-        check_labels(prepared, aligned.shape[1], ignore, loss)
+    try:
+        align = make_align(contract.kind, output, y, squeeze=ours, ignore_index=ignore)
+        aligned, target, _ = align(output, y)
+        if contract.kind == "classes":
+            check_labels(prepared, aligned.shape[1], ignore, loss)
+    except DataError as error:
+        raise _at_layer(spec.model, error, contract, prepared, output.ndim - y.ndim) from None
+    _check_output(loss, aligned, spec.model, model)
     loss = _with_numbers(loss, contract, prepared, aligned)
     train_loss, val_loss = _bind_loss(loss, aligned)
     metrics = choose_metrics(spec, contract, aligned)
@@ -161,16 +177,43 @@ def try_model(objective: Objective, model: nn.Module, x: Tensor) -> Tensor:
     return output
 
 
-def _check_output(loss: Component, output: Tensor) -> None:
+def _at_layer(model: Any, error: DataError, contract: Contract, prepared: Prepared, more: int) -> FitkitError:
+    """Return the error at the layer that is to blame, where the model is a list of layers and the data is not.
+
+    `more` is how many dimensions the output has beyond the target's.
+    """
+    layers: tuple[Component, ...] = model if isinstance(model, tuple) else ()
+    if prepared.data is None:
+        return error
+    if layers and more > 1:
+        return layers[-1].error(str(error))
+    sizes = ((layer, name) for layer in reversed(layers) for name in ("out_features", "out_channels"))
+    for layer, name in sizes:
+        size, right = layer.get(name), count_outputs(contract, prepared)
+        if size is not None:
+            wrong = size not in (OUTPUTS, right)
+            return layer.error(f"{error} Write `outputs`, which is {right} here.", name) if wrong else error
+    return error
+
+
+def _check_output(loss: Component, output: Tensor, layers: Any, model: nn.Module) -> None:
+    """Refuse outputs of another kind than the loss takes; `layers` is the spec's model, if the spec has one."""
     kind, name = loss.entry.facts["output"], loss.name
+    ends = layers[-1] if isinstance(layers, tuple) else loss
     if kind == "logits" and loss.entry.facts["target"] == "classes" and looks_like_probabilities(output):
-        raise loss.error(
+        raise ends.error(
             f"{name} takes logits, but the model gives probabilities (each row adds up to 1): a softmax would be taken "
             "twice. Remove the model's last softmax."
         )
+    inside = bool(((output >= 0) & (output <= 1)).all())
+    shapes = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout)
+    last = next((m for m in reversed(list(model.modules())) if not isinstance(m, shapes)), model)
+    if kind in ("logits", "scores") and inside and isinstance(last, nn.Sigmoid | nn.Softmax):
+        twice = f"{name} takes logits, and takes their {'sigmoid' if kind == 'logits' else 'sign'} itself"
+        raise ends.error(f"{twice}, but the model ends with {type(last).__name__}. Remove it.")
     if kind == "log_probabilities" and not looks_like_probabilities(output.exp()):
         raise loss.error(f"{name} takes log-probabilities. End the model with LogSoftmax, or use cross_entropy.")
-    if kind == "probabilities" and bool(((output < 0) | (output > 1)).any()):
+    if kind == "probabilities" and (not inside or isinstance(layers, Component)):
         raise loss.error(f"{name} takes probabilities. End the model with Sigmoid, or use {name}_with_logits.")
 
 
@@ -184,17 +227,22 @@ def check_labels(prepared: Prepared, classes: int, ignore: int | None, loss: Com
         if ignore is not None:
             wrong &= y != ignore
         if bool(wrong.any()):
-            row = int(wrong.flatten(1).any(1).nonzero()[0] if wrong.ndim > 1 else wrong.nonzero()[0])
+            row = int(_rows(wrong)[0])
             at, bad = int(batches.rows[row]), int(y[row][wrong[row]].flatten()[0])
-            name = prepared.data.name if prepared.data else part
-            message = (
-                f"{name}: row {at} of y ({part}) is class {bad}, but the model has outputs for 0 to {classes - 1}."
-            )
+            where = f"{prepared.name(part)}: row {at} of y ({part})"
+            message = f"{where} is class {bad}, but the model has outputs for 0 to {classes - 1}."
             if bad == -100 and ignore is None:
                 message += f" If -100 marks what to leave out, write loss: {{{loss.name}: {{ignore_index: -100}}}}."
-            elif bad == classes:
+            elif bad < 0 or (bad == classes and not bool((y == 0).any())):
                 message += " Classes count from 0."
+            else:
+                message += f" It needs {int(y.max()) + 1}."
             raise DataError(message)
+
+
+def _rows(marked: Tensor) -> Tensor:  # (N, ...) -> (n,)
+    """Return the numbers of the rows in which something is marked."""
+    return (marked.flatten(1).any(1) if marked.ndim > 1 else marked).nonzero().flatten()
 
 
 def _with_numbers(loss: Component, contract: Contract, prepared: Prepared, output: Tensor) -> Component:
@@ -239,12 +287,14 @@ def choose_metrics(spec: Spec, contract: Contract, output: Tensor) -> tuple[Comp
         wanted = metric.entry.facts["target"]
         if (wanted == "classes") != classifying:
             what = "classes" if classifying else "values"
+            fit = [name for name, entry in TABLES["metrics"].items() if entry.facts["target"] == what]
             raise metric.error(
-                f"{metric.name} compares {wanted}, but with {contract.loss.name} the targets are {what}."
+                f"{metric.name} compares {wanted}, but with {contract.loss.name} the targets are {what}. "
+                f"Choose from {listing(fit)}."
             )
         k = metric.get("k")
         if k is not None and output.ndim > 1 and k > output.shape[1]:
-            raise metric.error(f"k is {k}, but the model tells only {output.shape[1]} classes apart.", "k")
+            raise metric.error(f"is {k}, but there are only {output.shape[1]} classes. Give fewer.", "k")
     if classifying and not any(metric.name == "accuracy" for metric in metrics):
         metrics.insert(0, default("metrics", "accuracy", "metrics"))
     return tuple(metrics)
@@ -259,7 +309,7 @@ def _bind_metric(metric: Component, loss: Component) -> Metric:
     if to_metric is not None:
         inner, change = function, to_metric
         function = lambda output, target: inner(change(output), target)  # noqa: E731
-    return Metric(metric.name, function, facts["higher_is_better"], facts["finish"])
+    return Metric(metric.name, function, facts["higher_is_better"], facts.get("finish", mean))
 
 
 def target_range(loss: Component) -> Range | None:
@@ -271,10 +321,12 @@ def target_range(loss: Component) -> Range | None:
 def check_values(prepared: Prepared, loss: Component) -> None:
     """Raise DataError when a target lies where the loss has no meaning, such as a negative count."""
     limits = target_range(loss)
-    for batches in prepared.parts.values():
+    for part, batches in prepared.parts.items():
         if limits is None or not isinstance(batches, ArrayBatches) or batches.y is None:
             continue
-        low, high = float(batches.y.min()), float(batches.y.max())
-        for value in (low, high):
+        y = batches.y.index_select(0, batches.rows)
+        for value in (float(y.min()), float(y.max())):
             if not limits.holds(value):
-                raise DataError(f"{loss.name} needs targets of {limits}, but one is {show(value)}.")
+                row = int(batches.rows[_rows(y == value)[0]])
+                at = f"{prepared.name(part)}: row {row} of y ({part}) is {value:g}"
+                raise DataError(f"{at}, but {loss.name} needs targets of {limits}.")

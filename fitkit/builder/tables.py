@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fitkit.data import Data
-from fitkit.errors import DataError
 from fitkit.parts.callbacks import callbacks
 from fitkit.parts.layers import layers
 from fitkit.parts.losses import losses
@@ -24,7 +23,7 @@ PLATEAU = "ReduceLROnPlateau"  # the one schedule with memory: a callback, which
 @sources.register
 def arrays() -> Data:
     """What Python hands to fit(spec, data=…): samples reach the model as they are unless a transform is asked for."""
-    raise DataError("the source `arrays` is the data given in Python: call fit(spec, data=(x, y)).")
+    raise ValueError("this is the data given in Python: call fit(spec, data=(x, y))")
 
 
 callbacks.update(trackers)

@@ -54,6 +54,8 @@ def _classes(output: tuple[int, ...], target: tuple[int, ...], ignore_index: int
             message += f"({want}). For one output and two classes, use binary_cross_entropy_with_logits."
         elif len(output) == len(target) + 2 and output[0] == target[0]:
             message += f"({want}). If dimension 1 is time, end the model with `- Last`, or take one step of it."
+        elif len(output) > len(target) + 1:
+            message += f"({want}). End the model with Flatten and {{Linear: outputs}}."
         elif target[1:] == (1,):
             message += "one dimension longer. Give the targets as (B,): y.squeeze(-1)."
         else:

@@ -13,6 +13,7 @@ from fitkit.data import Data
 from fitkit.errors import DataError, listing, nearest, show
 
 PARTS = ("train", "val", "test")
+NO_CLASSES = (torch.bool, torch.uint16, torch.uint32, torch.uint64)  # torch counts and compares none of these
 Part = Data | Dataset[Any] | DataLoader[Any]
 
 
@@ -47,9 +48,12 @@ def arrays(x: Any, y: Any, name: str) -> Data:
     """Return `Data` of two arrays; whole numbers in `y` are classes, real numbers are values."""
     x, y = tensor(x, f"{name}: x"), tensor(y, f"{name}: y")
     if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
-        raise DataError(f"{name}: x has shape {tuple(x.shape)} and y {tuple(y.shape)}: they need as many rows.")
+        raise DataError(
+            f"{name}: x has shape {tuple(x.shape)} and y {tuple(y.shape)}: they need the same number of rows."
+        )
     if len(x) == 0:
         raise DataError(f"{name}: there are no rows.")
+    y = y.long() if y.dtype in NO_CLASSES else y
     for part, values in (("x", x), ("y", y)):
         refuse_nan(values, f"{name}: {part}")
     target = "values" if y.is_floating_point() else "classes"
@@ -59,13 +63,16 @@ def arrays(x: Any, y: Any, name: str) -> Data:
 def tensor(value: Any, name: str) -> Tensor:
     """Return a tensor or NumPy array (or anything with its interface) as a tensor, without a copy where possible."""
     if isinstance(value, Tensor):
+        if value.is_complex():
+            raise DataError(f"{name} holds complex numbers: give their real and imaginary parts as two features.")
         return value.detach()
     if hasattr(value, "to_numpy"):  # a data frame or series
         value = value.to_numpy()
     if hasattr(value, "__array_interface__"):
         kind = value.dtype.kind
-        if kind in "OUSMmV":
-            raise DataError(f"{name} holds {value.dtype} values: fitkit computes with numbers. Encode them first.")
+        if kind in "OUSMmVc":
+            rather = "Number the classes: np.unique(y, return_inverse=True)[1]" if kind in "US" else "Encode them first"
+            raise DataError(f"{name} holds {value.dtype} values: fitkit computes with numbers. {rather}.")
         if kind == "u" and value.dtype.itemsize > 1:  # torch gathers and compares no uint16, uint32, uint64
             value = value.astype("int64")
         if not value.flags.writeable or any(step < 0 for step in value.strides) or not value.dtype.isnative:
@@ -86,4 +93,5 @@ def refuse_nan(values: Tensor, name: str) -> None:
     bad = (~torch.isfinite(values)).flatten(1).any(1) if values.ndim > 1 else ~torch.isfinite(values)
     rows = bad.nonzero().flatten()
     count, first = len(rows), int(rows[0])
-    raise DataError(f"{name} holds NaN or infinity in {count} row{'s'[: count != 1]}; the first is row {first}.")
+    many = f"{count} row{'s'[: count != 1]}; the first is row {first}"
+    raise DataError(f"{name} holds NaN or infinity in {many}. Fill them in, or leave these rows out.")

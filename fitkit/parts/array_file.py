@@ -112,6 +112,8 @@ def _plain_errors(path: str, kind: str) -> Iterator[None]:
                 f"{path}: this file holds Python objects (dtype object), which can run code when they are opened. "
                 f"Save arrays of numbers."
             ) from error
+        if "allow_pickle" in str(error):  # NumPy's words for any bytes that it does not know
+            raise DataError(f"{path}: this is no file of {kind} format, or it is damaged.") from error
         cause = " ".join(str(error).split())[:160] or type(error).__name__
         raise DataError(f"{path}: this cannot be read as {kind}: {cause}") from error
 

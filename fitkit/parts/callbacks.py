@@ -236,7 +236,7 @@ class ModelCheckpoint(Monitor):
         """Find the run folder, and every column that the file name holds; `SpecError` when one is missing."""
         super().on_train_begin(trainer)
         run_folder(trainer, self)
-        for column in {match["column"] for match in FIELD.finditer(self.filepath or "")} - {None}:
+        for column in columns_in(self.filepath or ""):
             if column not in trainer.columns:
                 raise SpecError(
                     f"ModelCheckpoint.filepath holds {{{column}}}, which is no column of this run. "
@@ -310,6 +310,11 @@ def averaged(trainer: TrainerLike) -> Iterator[None]:
 
 # {epoch} {epoch:03d} {column} {column:.4f}, and nothing else that str.format would do
 FIELD = re.compile(r"\{epoch(?::(?P<width>0[1-9]d))?\}|\{(?!epoch\b)(?P<column>\w+)(?::(?P<digits>\.[1-9]f))?\}")
+
+
+def columns_in(template: str) -> set[str]:
+    """Return the columns that a `filepath` asks for, `epoch` aside."""
+    return {match["column"] for match in FIELD.finditer(template)} - {None}
 
 
 def _filled(template: str, trainer: TrainerLike) -> str:

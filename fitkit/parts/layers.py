@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from fitkit.data import Inputs
 from fitkit.errors import Fault, SpecError, show
-from fitkit.spec.component import Component
+from fitkit.spec.component import Component, reason
 from fitkit.spec.table import Table
 from fitkit.spec.types import NonNegativeInt, Positive, PositiveInt, Probability
 
@@ -292,6 +292,8 @@ def _advice(component: Component, takes: Sequence[str], x: Tensor) -> str:
     """Say which layer to put before one that takes another number of dimensions, or which to take instead."""
     wanted = min(takes, key=lambda letters: abs(len(letters) - x.ndim))
     missing = len(wanted) - x.ndim
+    if "Norm" in component.name and x.ndim in map(len, layers["BatchNorm1d"].facts["takes"]):
+        return f"Take {component.name[:-2]}1d."
     sibling = f"{component.name[:-2]}{x.ndim - 2}d"
     if missing < 0 and sibling in layers:
         return f"Take {sibling}."
@@ -316,11 +318,11 @@ def _build(component: Component, x: Tensor, inputs: Inputs, outputs: int) -> nn.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # such as dropout between the layers of a single one
-            layer: nn.Module = component.build(**arguments)
+            layer: nn.Module = component.entry.factory(**arguments)
     except SpecError:
         raise
     except (*REFUSALS, UserWarning) as error:
-        raise component.error(f"{component.name} refuses these arguments: {_first_line(error)}.") from error
+        raise component.error(f"{component.name} refuses these arguments: {reason(error)}.") from error
     return layer
 
 
@@ -353,8 +355,8 @@ def _pass(component: Component, layer: nn.Module, x: Tensor) -> Tensor:
         with torch.no_grad():
             out: Tensor = Layers(layer).eval()(x)
     except REFUSALS as error:
-        reason = _too_wide(component, layer, x) or f"{_first_line(error)}."
-        raise component.error(f"{component.name} does not fit what reaches it, {_shown(x)}: {reason}") from error
+        why = _too_wide(component, layer, x) or f"{reason(error)}."
+        raise component.error(f"{component.name} does not fit what reaches it, {_shown(x)}: {why}") from error
     if out.numel() == 0:
         raise component.error(f"{component.name} leaves nothing of {_shown(x)}: it becomes {_shown(out)}.")
     return out
@@ -384,7 +386,3 @@ def _shown(x: Tensor) -> str:
 
 def _sizes(x: Tensor) -> str:
     return ", ".join(map(str, x.shape[1:]))
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0].rstrip(".")

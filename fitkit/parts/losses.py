@@ -39,6 +39,10 @@ Total = tuple[Tensor, int | Tensor]  # sum (), count
 
 losses = Table(
     "loss",
+    facts={
+        "output": ("logits", "log_probabilities", "probabilities", "values", "log_rates", "scores"),
+        "target": ("classes", "binary", "signs", "values"),
+    },
     # log_input and eps of poisson_nll_loss: the model gives log rates, so that its output has one meaning
     omit=("input", "target", "weight", "size_average", "reduce", "reduction", "log_input", "eps"),
     refine={

@@ -21,7 +21,7 @@ from torch import Tensor
 from fitkit.spec.table import Table
 from fitkit.spec.types import PositiveInt
 
-metrics = Table("metric")
+metrics = Table("metric", facts={"higher_is_better": (True, False), "target": ("classes", "values")})
 
 # Below this part of the sum of squares, what is left of a total variation is rounding: float64 has 16 digits, and
 # summing a long epoch may cost two or three of them.

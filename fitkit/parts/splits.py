@@ -51,6 +51,8 @@ def stratified(data: Data, seed: int, *, val: Fraction = 0.2, test: Fraction = 0
     if data.target != "classes" or data.y is None or data.y.dim() != 1:
         raise ValueError("the target is not one class a row, so there is nothing to stratify by: use random")
     sizes = _sizes(len(data), val, test)
+    if data.y.min() < 0:
+        raise ValueError(f"a row has the class {int(data.y.min())}, and classes are numbered from 0: use random")
     counts = data.y.bincount().tolist()
     single = [show(_class_name(data, number)) for number, count in enumerate(counts) if count == 1]
     if single:
@@ -167,7 +169,7 @@ def default_split(data: Data) -> str:
         return "given"
     if data.window is not None:
         return "time"
-    if data.target == "classes" and data.y is not None and data.y.dim() == 1:
+    if data.target == "classes" and data.y is not None and data.y.dim() == 1 and data.y.min() >= 0:
         counts = data.y.bincount()
         if (counts != 1).all():
             return "stratified"
@@ -178,7 +180,7 @@ def class_counts(data: Data, split: Mapping[str, Tensor]) -> str:
     """Return a table to print: how many rows each part has of each class, of 20 classes at most, and in all."""
     rows: list[list[str]] = []
     numbers = 0
-    if data.target == "classes" and data.y is not None and data.y.dim() == 1:
+    if data.target == "classes" and data.y is not None and data.y.dim() == 1 and data.y.min() >= 0:
         numbers = len(data.classes) if data.classes is not None else int(data.y.max()) + 1
         counts = [data.y[part].bincount(minlength=numbers).tolist() for part in split.values()]
         for number in range(min(numbers, MOST_CLASSES)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import PurePath
 from typing import Any
 
 from fitkit.errors import Fault, Place, SpecError, listing, nearest, show
@@ -14,10 +15,12 @@ from fitkit.spec.reader import Node
 from fitkit.spec.spec import KEYS, RUN_NAME, Spec
 from fitkit.spec.table import Entry, Table
 from fitkit.spec.types import NonNegativeInt
-from fitkit.spec.values import Mismatch, convert
+from fitkit.spec.values import Mismatch, convert, found
 
 TABLE_OF = {"data": "sources", "splits": "splits", "model": "models", "loss": "losses", "metrics": "metrics"}
 TABLE_OF |= {"optimizer": "optimizers", "schedule": "schedules", "callbacks": "callbacks"}
+
+NO_CODE = "A spec never imports code: register your own in Python, or with --code FILE."
 
 _fit_table = Table("fit option")
 _fit_table.register(FitOptions)
@@ -31,6 +34,20 @@ def check(tree: Node, tables: Mapping[str, Table], name: str = "run") -> Spec:
     if checker.faults:
         raise SpecError(checker.faults)
     return spec
+
+
+def _places(tree: Node) -> dict[str, Place]:
+    """Return where each key of the spec and of `fit` stands, and under "" the file; nothing for a dict."""
+    found = {"": tree.place and Place(tree.place.file)}
+    found |= {key: node.key_place or node.place for key, node in tree.items().items()}
+    found |= {f"fit.{key}": node.place for key, node in tree.items().get("fit", Node(None)).items().items()}
+    return {key: place for key, place in found.items() if place is not None}
+
+
+def _call(name: str, arguments: Iterable[str]) -> str:
+    """Return how a spec writes a name with these arguments."""
+    inner = ", ".join(f"{argument}: …" for argument in arguments)
+    return f"{{{name}: {{{inner}}}}}" if inner else name
 
 
 class _Checker:
@@ -63,7 +80,7 @@ class _Checker:
         if "seed" in given:
             sections["seed"] = self.value(NonNegativeInt, given["seed"], "seed") or 0
         options = self.arguments(given["fit"], FIT, "fit") if "fit" in given else {}
-        return Spec(name=name, fit=FitOptions(**options), given=tree.plain(), **sections)
+        return Spec(name=name, fit=FitOptions(**options), given=tree.plain(), places=_places(tree), **sections)
 
     def unknown_key(self, key: str, node: Node) -> None:
         right = hints.KEYS.get(key)
@@ -117,32 +134,53 @@ class _Checker:
         names: set[str] = set()
         for component in found:
             if component and component.name in names:
-                self.fault(f"{component.name} is here twice.", path, component.place)
+                self.fault(f"{component.name} is here twice. Keep one.", path, component.place)
             names |= {component.name} if component else set()
         return tuple(component for component in found if component is not None)
 
     def one(self, node: Node, table: str, path: str) -> Component | None:
         """Check a component: a name, or one name with its arguments."""
-        kind = self.tables[table].kind
         if isinstance(node.value, str) and node.value:
             return self.named(node.value, Node(None, node.place), table, path, node.place)
         given = node.items()
-        if len(given) == 1:
+        if len(given) == 1 and not self.foreign_key(given, table):
             [(name, arguments)] = given.items()
             return self.named(name, arguments, table, path, arguments.key_place)
-        word = next((given[key].value for key in hints.COMPONENT_KEYS if key in given), None)
-        if isinstance(word, str):
-            says = f"Write {{{word}: {{…}}}}: the name first, its arguments in it."
-        elif len(given) > 1:
-            says = f"Here are {len(given)}: {listing(given)}."
-            if all(key in self.tables[table] for key in given):
-                says += " Keep one."
-        elif isinstance(node.value, list) and table != "layers":
-            says = "This is a list."
-        else:
-            says = f"This is {show(node.plain())}."
-        self.fault(f"expects one {kind}: a name, or one name with its arguments. {says}", path, node.place)
+        kind, rather = self.tables[table].kind, self.rather(node, table)
+        self.fault(f"expects one {kind}: a name, or one name with its arguments. {rather}", path, node.place)
         return None
+
+    def foreign_key(self, given: Mapping[str, Node], table: str) -> str | None:
+        """Return the key under which other libraries put a component's name, if it is here."""
+        names = (key for key in hints.COMPONENT_KEYS if key in given and key not in self.tables[table])
+        return next((key for key in names if isinstance(given[key].value, str)), None)
+
+    def rather(self, node: Node, table: str) -> str:
+        """Say how to write what seems to be meant by something that is no component."""
+        known, given = self.tables[table], dict(node.items())
+        key, names = self.foreign_key(given, table), [name for name in given if name in known]
+        if key:
+            word = given.pop(key).value
+            name = self.right_name(word, table)
+            if name is None:
+                return f"There is no {known.kind} {show(word)}. {NO_CODE}"
+            for wrapper in hints.WRAPPERS:
+                given |= given.pop(wrapper, Node(None)).items()
+            return f"Write {_call(name, given)}."
+        if len(names) == 1:
+            name = names[0]
+            alone, primary = given.pop(name), known[name].primary
+            first = list(alone.items()) or ([primary] if primary and alone.value is not None else [])
+            return f"Write {_call(name, [*first, *given])}."
+        if len(given) > 1 and all(name in self.tables["layers"] for name in given):
+            return "Write the layers as a list, a hyphen before each."
+        items = node.value if isinstance(node.value, list) else []
+        words = list(given) or [item.value for item in items if isinstance(item.value, str)]
+        if len(words) > 1:
+            return f"Here are {len(words)}: {listing(words)}." + (" Keep one." if set(words) <= set(known) else "")
+        if len(items) == 1:
+            return "Write it without the list around it."
+        return f"This is {found(node)}."
 
     def named(self, name: str, node: Node, table: str, path: str, place: Place | None) -> Component | None:
         entry = self.tables[table].get(name)
@@ -151,30 +189,45 @@ class _Checker:
             return None
         whole = f"{path}.{name}"
         args = self.arguments(node, entry, whole, place)
-        places = {key: item.key_place or item.place for key, item in node.items().items()}
+        places = {key or entry.primary or "": item.key_place or item.place for key, item in node.items().items()}
+        if entry.primary and not places:
+            places[entry.primary] = node.place
         return Component(entry, args, whole, place, places)
 
     def unknown_name(self, name: str, table: str, path: str, place: Place | None) -> None:
-        known, kind = self.tables[table], self.tables[table].kind
-        foreign = hints.NAMES.get(table, {})
-        right = foreign.get(name) or next((foreign[word] for word in foreign if word.lower() == name.lower()), None)
-        right = right if right in known else None
-        right = right or nearest(name, known)
+        known, kind, right = self.tables[table], self.tables[table].kind, self.right_name(name, table)
         message = f"there is no {kind} {show(name)}."
         elsewhere = next((other for other, entries in self.tables.items() if name in entries), None)
-        if elsewhere and right is None:
+        owners = [entry.name for entry in known.values() if name in entry.arguments]
+        if table == "sources" and (suffix := PurePath(name).suffix.lower()):
+            source = hints.SUFFIXES.get(suffix, "").format(show(name))
+            message += f" For a file write {source}." if source else f" fitkit reads {listing(hints.SUFFIXES)} files."
+            message = "a spec never opens an address. Download the file first." if "://" in name else message
+        elif owners and name not in hints.NAMES.get(table, {}):
+            message += f" It is an argument of {listing(owners, 4)}: write {_call(owners[0], [name])}."
+        elif elsewhere and right is None:
             section = next((key for key, of in TABLE_OF.items() if of == elsewhere), "")
-            message += f" It is a {self.tables[elsewhere].kind}"
+            other = self.tables[elsewhere].kind
+            message += f" It is a{'n' * (other[0] in 'aeiou')} {other}"
             if elsewhere == "layers":
                 message += f": write the model as a list of layers, `model: [{name}, …]`."
             else:
                 message += f": write it under `{section}:`." if section else "."
         elif right:
             message += f" Did you mean {show(right)}?"
-        if "." in name or ":" in name:
-            message += " A spec never imports code: register your own in Python, or with --code FILE."
+        elif "." in name or ":" in name:
+            message += f" {NO_CODE}"
         choices = f" Choose from {listing(sorted(known, key=str.lower), 40)}." if len(known) <= 40 or not right else ""
         self.fault(message + choices, path, place)
+
+    def right_name(self, name: str, table: str) -> str | None:
+        """Return the name of a table that was most likely meant, also by its dotted path in another library."""
+        known, foreign, last = self.tables[table], hints.NAMES.get(table, {}), name.rpartition(".")[2]
+        for word in (name, last):
+            right = foreign.get(word) or next((foreign[w] for w in foreign if w.lower() == word.lower()), None)
+            if right in known:
+                return right
+        return nearest(last, known)
 
     def arguments(self, node: Node, entry: Entry, path: str, place: Place | None = None) -> dict[str, Any]:
         """Check the arguments of an entry; a value standing alone is the primary argument's."""
@@ -186,8 +239,9 @@ class _Checker:
         elif entry.primary:
             given = {entry.primary: node}
         else:
-            takes = f"{kind}: {{{next(iter(entry.arguments), '')}: …}}" if entry.arguments else "no arguments"
-            self.fault(f"takes its arguments by name ({takes}), not {show(node.plain())}.", path, node.place)
+            required = [a.name for a in entry.arguments.values() if a.required] or list(entry.arguments)[:1]
+            takes = f"takes its arguments by name: {_call(kind, required)}" if required else "takes no arguments"
+            self.fault(f"{takes}, not {found(node)}.", path, node.place)
             return {}
         checked: dict[str, Any] = {}
         for key, item in given.items():
@@ -202,7 +256,7 @@ class _Checker:
         missing = [a.name for a in entry.arguments.values() if a.required and a.name not in given]
         near_miss = any(key not in entry.arguments for key in given)
         if missing and not near_miss:
-            self.fault(f"{kind} needs {listing(missing)}.", path, place or node.place)
+            self.fault(f"{kind} needs {listing(missing)}: write {_call(kind, missing)}.", path, place or node.place)
         return checked
 
     def unknown_argument(self, key: str, item: Node, entry: Entry, kind: str, path: str) -> None:
@@ -210,8 +264,12 @@ class _Checker:
         right = (hints.FIT if entry is FIT else hints.ARGUMENTS).get(key)
         right = right if right in entry.arguments else nearest(key, names)
         message = f"{kind} has no such argument."
-        if right:
+        if ":" in key:
+            message += " A space is missing after the colon."
+        elif right:
             message += f" Did you mean {show(right)}?"
+        elif key.isdigit() and item.value is None:
+            message += " A comma ends a value: write numbers without it."
         elif key in hints.REMOVED:
             message += f" It is not needed: {hints.REMOVED[key]}."
         elif entry is FIT and key in hints.KEYS or entry is FIT and key in KEYS:

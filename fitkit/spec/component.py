@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,9 +47,10 @@ class Component:
         """Call the factory with what the run supplies and what the spec gives; a value it refuses is a `SpecError`."""
         try:
             return self.entry.factory(*runtime, **{**self.own(), **more})
-        except (TypeError, ValueError) as error:
-            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise self.error(f"{first_line}.") from error
+        except SpecError as error:  # raised where the component itself is not known
+            raise error if error.faults[0].path else self.error(error.faults[0].message) from error.__cause__
+        except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
+            raise self.error(f"{reason(error)}.") from error
 
     def error(self, message: str, argument: str | None = None) -> SpecError:
         """Return a `SpecError` that points at this component, or at one of its arguments."""
@@ -61,6 +63,14 @@ class Component:
         return {
             self.name: {name: _plain(value, self.entry.arguments[name].annotation) for name, value in given.items()}
         }
+
+
+def reason(error: BaseException) -> str:
+    """Return the first line of what a factory raised, without its full stop."""
+    memory = re.search(r"tried to allocate (\d+) bytes", str(error))
+    if memory:
+        return f"asks for {int(memory[1]) / 1e9:,.0f} GB of memory at once, more than there is"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _plain(value: Any, annotation: Any = None) -> Any:

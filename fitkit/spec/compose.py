@@ -26,15 +26,17 @@ def read(source: str | Path | Mapping[str, Any], overrides: Iterable[str] | Mapp
     """
     if isinstance(overrides, str):
         raise SpecError(f"overrides are a list of texts, or a mapping: write [{show(overrides)}].")
+    above: tuple[Path, ...] = ()
     if isinstance(source, Mapping):
         root = reader.read_object(source)
     elif is_path(source):
+        above = (Path(source),)
         root = reader.read_file(Path(source))
     elif isinstance(source, str):
         root = reader.read_text(source, folder=Path.cwd())
     else:
         raise SpecError(f"a spec is a path, a text or a dict, not {found(Node(source))}.")
-    tree = _extend(_mapping(root), (Path(source).absolute(),) if is_path(source) else ())
+    tree = _extend(_mapping(root), above)
     pairs = overrides.items() if isinstance(overrides, Mapping) else [_pair(text) for text in overrides or ()]
     for key, value in pairs:
         tree = override(tree, key, value)

@@ -81,7 +81,7 @@ NAMES: dict[str, dict[str, str]] = {
         "zscore": "standardize",
         "MinMaxScaler": "scale", "minmax": "scale", "Rescaling": "scale", "ToTensor": "scale",
     },
-    "sources": {"CSV": "csv", "numpy": "npy", "parquet": "csv", "tabular": "csv", "mnist": "digits", "txt": "text"},
+    "sources": {"CSV": "csv", "numpy": "npy", "tabular": "csv", "mnist": "digits", "txt": "text"},
 }  # fmt: skip
 
 ARGUMENTS = {
@@ -109,6 +109,15 @@ VALUES = {
 
 COMPONENT_KEYS = ("name", "type", "class", "class_path", "class_name", "_target_", "_component_", "@optimizers")
 
+WRAPPERS = ("init_args", "params", "kwargs", "args", "config")  # under which other libraries put the arguments
+
+SUFFIXES = {
+    ".csv": "{{csv: {{path: {}}}}}", ".tsv": '{{csv: {{path: {}, delimiter: "\\t"}}}}',
+    ".txt": "{{text: {{path: {}}}}}",
+    ".npz": "{{npz: {{path: {}}}}}", ".safetensors": "{{safetensors: {{path: {}}}}}",
+    ".npy": "{{npy: {{x: {}, y: …}}}}",
+}  # fmt: skip
+
 REMOVED = {
     "restore_best_weights": "fit always leaves the best epoch's weights in the model",
     "verbose": "the command line has --quiet",
@@ -118,5 +127,9 @@ REMOVED = {
     "foreach": "fitkit takes the fused kernel wherever torch has one",
     "capturable": "fitkit sets it where it is needed",
     "device": "the whole run has one device: fit.device",
+    **dict.fromkeys(
+        ("T_max", "total_steps", "steps_per_epoch", "decay_steps", "num_training_steps"),
+        "a schedule spans the whole run by itself",
+    ),
     "reduction": "an epoch's loss is the sum over samples divided by their count",
 }

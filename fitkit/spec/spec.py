@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from fitkit.errors import Place, SpecError
 from fitkit.spec.component import Component
 from fitkit.spec.options import FitOptions
 from fitkit.spec.reader import scalar
@@ -35,6 +36,16 @@ class Spec:
     fit: FitOptions = field(default_factory=FitOptions)
     given: Mapping[str, Any] = field(default_factory=dict)  # the spec as it was written, bases and overrides merged
     text: str | None = None  # the file's text, where it alone is the whole spec
+    places: Mapping[str, Place] = field(default_factory=dict, compare=False, repr=False)  # of keys; "": the file
+
+    def located(self, error: SpecError) -> SpecError:
+        """Return the error with a place for each fault that has none: that of its key, or of the key around it."""
+        return SpecError(replace(fault, place=fault.place or self._place(fault.path)) for fault in error.faults)
+
+    def _place(self, path: str) -> Place | None:
+        while path and path not in self.places:
+            path = path.rpartition(".")[0]
+        return self.places.get(path)
 
     def resolved(self) -> dict[str, Any]:
         """Return the spec with every default filled in, in spec notation: itself a spec that means the same."""

@@ -59,6 +59,7 @@ class Table(dict[str, Entry]):
     `shared` is a function whose keyword-only parameters every entry of the table takes besides its own (weight-decay
     groups of optimizers, warm-up of schedules); whoever builds the component hands them to it. `refine` says more about
     an argument than torch's annotation does, by its name: a `Range` is added to the annotation, any other replaces it.
+    `facts` names what every entry must declare, with the values to choose from.
     """
 
     def __init__(
@@ -68,8 +69,10 @@ class Table(dict[str, Entry]):
         shared: Callable[..., Any] | None = None,
         omit: Iterable[str] = (),
         refine: Mapping[str, Any] | None = None,
+        facts: Mapping[str, tuple[Any, ...]] | None = None,
     ) -> None:
         super().__init__()
+        self.facts = dict(facts or {})
         self.kind = kind
         self.omit = frozenset(omit)
         self.refine = dict(refine or {})
@@ -118,6 +121,9 @@ class Table(dict[str, Entry]):
         name = factory.__name__
         if name in self:
             raise ValueError(f'the {self.kind} table has a "{name}" already')
+        for fact, choices in self.facts.items():
+            if facts.get(fact) not in choices:
+                raise ValueError(f"{name}: say {fact}=…, one of {', '.join(map(repr, choices))}")
         arguments = {**own, **self.shared}
         required = [argument.name for argument in own.values() if argument.required]
         if primary is None and len(required) == 1:

@@ -39,6 +39,13 @@ class Pattern:
     words: str
 
 
+# What fitkit itself writes into a run folder: no callback may write there too.
+RUN_FILES = frozenset(
+    ["spec.yaml", "resolved.yaml", "env.json", "history.csv", "history.json", "summary.json", "model.safetensors"]
+    + ["checkpoints", "test_looks.json"]
+)
+
+
 @dataclass(frozen=True)
 class InputPath:
     """A file to be read: relative to the spec's folder, which it may not leave."""

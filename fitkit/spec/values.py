@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union
 from fitkit.errors import listing, nearest, show
 from fitkit.spec import hints
 from fitkit.spec.reader import Node, scalar
-from fitkit.spec.types import InputPath, OutputPath, Part, Pattern, Range
+from fitkit.spec.types import RUN_FILES, InputPath, OutputPath, Part, Pattern, Range
 
 LARGEST_INT = 2**63 - 1
 
@@ -164,11 +164,17 @@ def _string(value: str, marks: tuple[Any, ...], node: Node, path: str) -> str:
             raise Mismatch(f"expects {mark.words}, not {show(value)}.{hint}", node, path)
         if isinstance(mark, InputPath):
             return str(_input_path(value, node, path))
-        if isinstance(mark, OutputPath) and (
-            Path(value).is_absolute() or ".." in Path(value).parts or not value.strip()
-        ):
-            raise Mismatch(f"expects a path inside the run folder, not {show(value)}.", node, path)
+        if isinstance(mark, OutputPath):
+            _check_output_path(value, node, path)
     return value
+
+
+def _check_output_path(value: str, node: Node, path: str) -> None:
+    parts = Path(value).parts
+    if Path(value).is_absolute() or ".." in parts or not parts or not value.strip() or not value.isprintable():
+        raise Mismatch(f"expects a path inside the run folder, not {show(value)}.", node, path)
+    if parts[0] in RUN_FILES:
+        raise Mismatch(f"{show(parts[0])} is what fitkit itself writes there. Choose another name.", node, path)
 
 
 def _input_path(value: str, node: Node, path: str) -> Path:
