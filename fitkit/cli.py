@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    arguments = parser().parse_args(argv)
+    arguments = _parse(argv)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # torch works without it, and so does fitkit
     stopped = signal.SIGINT
@@ -97,6 +97,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; overrides may stand behind options too, which argparse does not see by itself."""
+    top = parser()
+    arguments, rest = top.parse_known_args(argv)
+    if any(word.startswith("-") for word in rest) or (rest and not hasattr(arguments, "overrides")):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
+
+
 def _load(arguments: argparse.Namespace) -> Any:
     """Read the spec before torch is imported, so that mistakes of YAML itself are told at once; then check it."""
     tree = compose.read(Path(arguments.spec), arguments.overrides)
@@ -117,9 +128,11 @@ def _run_code(file: str) -> None:
     except Exception as error:  # whatever the user's own code raises is theirs to see, with its place
         frames = traceback.extract_tb(error.__traceback__)
         line = next((frame.lineno for frame in reversed(frames) if frame.filename == file), None)
-        line = error.lineno if isinstance(error, SyntaxError) and error.filename == file else line
+        said = str(error)
+        if isinstance(error, SyntaxError) and error.filename == file:
+            line, said = error.lineno, error.msg
         place = Place(f"--code {file}" + (f":{line}" if line else ""))
-        raise SpecError(Fault(f"{type(error).__name__}: {error}", place=place)) from error
+        raise SpecError(Fault(f"{type(error).__name__}: {said}.", place=place)) from error
 
 
 def _run_folder(name: str) -> Path:
@@ -138,6 +151,9 @@ def _fit(arguments: argparse.Namespace) -> int:
     from fitkit.model import run
     from fitkit.progress import Lines
 
+    if arguments.out and Path(arguments.out).is_file():
+        message = "this is a file. Name a folder that is not there yet, or is empty."
+        raise SpecError(Fault(message, place=Place(f"--out {arguments.out}")))
     out = Path(arguments.out) if arguments.out else run_folder.fresh(spec.name)
     lines = Lines(as_json=arguments.json, quiet=arguments.quiet)
     command = "fitkit " + " ".join(sys.argv[1:])
@@ -211,7 +227,8 @@ def _predict(arguments: argparse.Namespace) -> None:
 
     out = Path(arguments.out)
     if not out.parent.is_dir():
-        raise SpecError(Fault("there is no such folder. Make it first.", place=Place(str(out.parent))))
+        message = f"there is no folder {show(str(out.parent))}. Make it first."
+        raise SpecError(Fault(message, place=Place(f"--out {out}")))
     count = predict_file(_run_folder(arguments.run_folder), Path(arguments.data), out)
     print(f"wrote {count:,} predictions to {arguments.out}")
 

@@ -224,15 +224,15 @@ def _facts(table: str, entry: Entry) -> list[str]:
     """Say the facts that the entry's author declared, as far as a user can act on them."""
     facts, said = entry.facts, []
     if table == "losses":
-        output, target = facts.get("output", "values"), facts.get("target", "values")
+        output, target = facts["output"], facts["target"]
         limits = f", each {facts['target_range']}" if isinstance(facts.get("target_range"), Range) else ""
         said.append(f"The model gives {OUTPUT.get(output, output)}.")
         said.append(f"The target is {TARGET.get(target, target)}{limits}.")
         for argument in facts.get("training_only", ()):
             said.append(f"{argument} acts in training only: the validation loss is the plain one.")
     if table == "metrics":
-        better = "higher" if facts.get("higher_is_better") else "lower"
-        said.append(f"It compares {facts.get('target', 'values')}; {better} is better.")
+        better = "higher" if facts["higher_is_better"] else "lower"
+        said.append(f"It compares {facts['target']}; {better} is better.")
         said.append(f"Its columns are {entry.name} and val_{entry.name}.")
     if facts.get("takes"):
         letters = dict.fromkeys(letter for shape in facts["takes"] for letter in shape)
@@ -241,7 +241,8 @@ def _facts(table: str, entry: Entry) -> list[str]:
     if facts.get("tokens") == "only":
         said.append("It takes token ids, as the source text gives them.")
     if table == "layers" and "output" in facts:
-        said.append(f"It gives {facts['output'].replace('_', '-')}: mind which loss takes them.")
+        takers = [loss.name for loss in TABLES["losses"].values() if loss.facts["output"] == facts["output"]]
+        said.append(f"It gives {facts['output'].replace('_', '-')}; of the losses, only {listing(takers)} takes them.")
     if facts.get("initial_lr_only"):
         said.append("It reads its learning rate at the first step only, so a schedule has no effect.")
     if getattr(entry.factory, "writes_files", False):

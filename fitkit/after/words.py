@@ -7,6 +7,7 @@ a spec (first paragraph, first sentence of each argument) and cleaned of markup.
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import types
 import typing
@@ -118,19 +119,9 @@ _VALUES: dict[str, dict[str, Any]] = {
     "sources": {"text.path": "book.txt"},
     "splits": {"group.column": "patient", "column.column": "split"},
     "schedules": {"at": [0.5, 0.75]},
-    "layers": {
-        **{"out_features": 128, "out_channels": 32, "kernel_size": 3, "embedding_dim": 64, "hidden_size": 128},
-        **{
-            "nhead": 8,
-            "num_groups": 8,
-            "groups": 4,
-            "unflattened_size": [1, -1],
-            "size": 5,
-            "norm_type": 2,
-            "Fold.output_size": 8,
-        },
-        **{"upscale_factor": 2, "downscale_factor": 2, "value": 0, "threshold": 0.1},
-    },
+    "layers": {"out_features": 128, "out_channels": 32, "embedding_dim": 64, "hidden_size": 128, "kernel_size": 3}
+    | {"nhead": 8, "num_groups": 8, "groups": 4, "upscale_factor": 2, "downscale_factor": 2, "size": 5, "norm_type": 2}
+    | {"unflattened_size": [1, -1], "Fold.output_size": 8, "value": 0, "threshold": 0.1},
 }
 _SHOWN = 3  # arguments in an example, or all that are required
 
@@ -145,6 +136,8 @@ def flow(value: Any) -> str:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, float):
         short = f"{value:g}"
+        if not math.isfinite(value):
+            return short.replace("inf", ".inf").replace("nan", ".nan")
         return short if float(short) == value else repr(value)
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{flow(key)}: {flow(item)}" for key, item in value.items()) + "}"

@@ -142,12 +142,12 @@ def _assemble(
 def _settings(spec: Spec, model: Any, data: Any) -> tuple[torch.device, torch.dtype | None]:
     """Return device and precision; say at once what is missing or not to be had."""
     faults: list[Fault] = []
+    if data is None and spec.data is None:
+        faults.append(Fault("a spec needs `data:`, or hand the data to fit(spec, data=(x, y)).", "data"))
     if model is None and spec.model is None:
         faults.append(Fault("a spec needs `model:`, or use fitkit.Model(module).fit(spec).", "model"))
     if model is not None and not isinstance(model, nn.Module):
         faults.append(Fault(f"model= takes a torch.nn.Module, not a {type(model).__name__}."))
-    if data is None and spec.data is None:
-        faults.append(Fault("a spec needs `data:`, or hand the data to fit(spec, data=(x, y)).", "data"))
     try:
         device = choose_device(spec.fit.device)
         precision = choose_precision(spec.fit.precision, device)

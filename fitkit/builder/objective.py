@@ -235,8 +235,10 @@ def check_labels(prepared: Prepared, classes: int, ignore: int | None, loss: Com
                 message += f" If -100 marks what to leave out, write loss: {{{loss.name}: {{ignore_index: -100}}}}."
             elif bad < 0 or (bad == classes and not bool((y == 0).any())):
                 message += " Classes count from 0."
+            elif part in prepared.names and part != "train":
+                message = f"{where} is class {bad}, and no training row is."
             else:
-                message += f" It needs {int(y.max()) + 1}."
+                message = f"{message[:-1]}, and needs {int(y.max()) + 1}."
             raise DataError(message)
 
 

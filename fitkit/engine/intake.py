@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from fitkit.data import Data
 from fitkit.errors import DataError, listing, nearest, show
 
 PARTS = ("train", "val", "test")
+MEANT = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "eval": "val", "holdout": "test"}
 NO_CLASSES = (torch.bool, torch.uint16, torch.uint32, torch.uint64)  # torch counts and compares none of these
 Part = Data | Dataset[Any] | DataLoader[Any]
 
@@ -27,8 +29,8 @@ def take(data: Any) -> Part | dict[str, Part]:
         return _part(data, "data")
     for name in data:
         if name not in PARTS:
-            near = nearest(str(name), PARTS)
-            hint = f" Did you mean {show(near)}?" if near else ""
+            near = MEANT.get(str(name).lower()) or nearest(str(name), PARTS)
+            hint = f" Did you mean {show(near)}?" if near else " Hand x and y as (x, y)." if "x" in data else ""
             raise DataError(f"data[{show(name)}]: the parts are called train, val and test.{hint}")
     if "train" not in data:
         raise DataError(f'data has no "train" part, only {listing(data) or "nothing"}.')
@@ -40,6 +42,8 @@ def _part(data: Any, name: str) -> Part:
         return data
     if isinstance(data, tuple | list) and len(data) == 2:
         return arrays(data[0], data[1], name)
+    if isinstance(data, str | os.PathLike):
+        raise DataError(f"{name}: a file is named in the spec, such as data: {{csv: {{path: {show(str(data))}}}}}.")
     what = f"a {type(data).__name__}" + (f" of {len(data)}" if isinstance(data, tuple | list) else "")
     raise DataError(f"{name}: expects (x, y), a Dataset or a DataLoader, not {what}.")
 

@@ -20,6 +20,7 @@ from fitkit.spec.values import Mismatch, convert, found
 TABLE_OF = {"data": "sources", "splits": "splits", "model": "models", "loss": "losses", "metrics": "metrics"}
 TABLE_OF |= {"optimizer": "optimizers", "schedule": "schedules", "callbacks": "callbacks"}
 
+MOST_NAMES = 40  # of a table that a message lists
 NO_CODE = "A spec never imports code: register your own in Python, or with --code FILE."
 
 _fit_table = Table("fit option")
@@ -175,7 +176,10 @@ class _Checker:
         if len(given) > 1 and all(name in self.tables["layers"] for name in given):
             return "Write the layers as a list, a hyphen before each."
         items = node.value if isinstance(node.value, list) else []
-        words = list(given) or [item.value for item in items if isinstance(item.value, str)]
+        words = [*given, *(item.value for item in items if isinstance(item.value, str) and item.value.isprintable())]
+        owner = next((entry.name for entry in known.values() if given and given.keys() <= entry.arguments.keys()), None)
+        if owner:
+            return f"Write {_call(owner, given)}."
         if len(words) > 1:
             return f"Here are {len(words)}: {listing(words)}." + (" Keep one." if set(words) <= set(known) else "")
         if len(items) == 1:
@@ -217,8 +221,11 @@ class _Checker:
             message += f" Did you mean {show(right)}?"
         elif "." in name or ":" in name:
             message += f" {NO_CODE}"
-        choices = f" Choose from {listing(sorted(known, key=str.lower), 40)}." if len(known) <= 40 or not right else ""
-        self.fault(message + choices, path, place)
+        if len(known) <= MOST_NAMES:
+            message += f" Choose from {listing(sorted(known, key=str.lower), MOST_NAMES)}."
+        elif not right:
+            message += f" `fitkit list {table}` shows all {len(known)}."
+        self.fault(message, path, place)
 
     def right_name(self, name: str, table: str) -> str | None:
         """Return the name of a table that was most likely meant, also by its dotted path in another library."""
@@ -234,8 +241,9 @@ class _Checker:
         kind = entry.name if entry is not FIT else "fit"
         if node.value is None or isinstance(node.value, dict):
             given = dict(node.items())
-            if PRIMARY in given and entry.primary and entry.primary not in given:
-                given[entry.primary] = given.pop(PRIMARY)
+            if PRIMARY in given and entry.primary:  # a value that stood alone; one given by name came later, and wins
+                alone = given.pop(PRIMARY)
+                given.setdefault(entry.primary, alone)
         elif entry.primary:
             given = {entry.primary: node}
         else:
@@ -260,9 +268,10 @@ class _Checker:
         return checked
 
     def unknown_argument(self, key: str, item: Node, entry: Entry, kind: str, path: str) -> None:
-        names: Iterable[str] = entry.arguments
-        right = (hints.FIT if entry is FIT else hints.ARGUMENTS).get(key)
-        right = right if right in entry.arguments else nearest(key, names)
+        names = entry.arguments
+        foreign = {w: to for w, to in (hints.FIT if entry is FIT else hints.ARGUMENTS).items() if to in names}
+        near = foreign.get(key) or nearest(key, [*names, *foreign])
+        right = foreign.get(near or "", near)
         message = f"{kind} has no such argument."
         if ":" in key:
             message += " A space is missing after the colon."

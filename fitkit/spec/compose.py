@@ -104,7 +104,9 @@ def merge(base: Node, over: Node, level: int = 0, section: str = "") -> Node:
     A section that holds one component is replaced as a whole when `over` names another component than `base`.
     """
     if level == 1 and (section in ONE or section in SEVERAL):
-        base, over = _by_name(base), _by_name(over)
+        base, over = (
+            node if section == "model" and isinstance(node.value, list) else _by_name(node) for node in (base, over)
+        )
     if not isinstance(base.value, dict) or not isinstance(over.value, dict):
         keeps = level == 2 and section in (*ONE, *SEVERAL) and over.value is None
         return base if keeps else over

@@ -52,6 +52,9 @@ def _words(problem: str, context: str, opened: Any, mark: Any, lines: list[str])
     if re.search(r"flow (mapping|sequence)", context) and opened is not None:
         bracket = "{" if "mapping" in context else "["
         at = f"line {opened.line + 1}, column {opened.column + 1}"
+        got = re.search(r"but got '([\]}])'", problem)
+        if got:
+            return f"this {got[1]} does not close the {bracket} of {at}."
         return f"the {bracket} of {at} is not closed before this, or a comma is missing."
     if "expected the node content" in problem:
         return "a bracket is not closed." if found == "<stream end>" else f"a value is missing before this {found}."

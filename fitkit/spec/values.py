@@ -152,7 +152,9 @@ def _number(base: Any, value: Any, marks: tuple[Any, ...], node: Node, path: str
     if not math.isfinite(value):
         raise Mismatch(f"expects a finite number, not {found(node)}.", node, path)
     if not all(mark.holds(value) for mark in marks if isinstance(mark, Range)):
-        raise Mismatch(f"expects {kind}, {said}, not {value!r}.", node, path)
+        share = any(mark.low == 0 and mark.high == 1 for mark in marks if isinstance(mark, Range))
+        hint = f" Write {value / 100:g} for {value} %." if share and whole and 1 < value <= 100 else ""
+        raise Mismatch(f"expects {kind}, {said}, not {value!r}.{hint}", node, path)
     return base(value)
 
 
@@ -228,7 +230,7 @@ def advice(annotation: Any, node: Node) -> str:
     if near := meant(value, words):
         return f" Did you mean {show(near)}?"
     if any(_holds_one(option, node) for option in options(annotation)):
-        return f" Write [{value}]."
+        return f" Write [{show(value)}]."
     if not isinstance(value, str):
         if bool in bases and value in (0, 1):
             return f" Write {'true' if value else 'false'}."
