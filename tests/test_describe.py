@@ -1,5 +1,6 @@
 """`fitkit list` and `fitkit explain` over all tables, the examples they show, and the reference made from them."""
 
+import math
 import re
 import runpy
 from pathlib import Path
@@ -38,6 +39,10 @@ def test_a_value_written_on_one_line_reads_back_as_it_was(value):
     line = f"key: {flow(value)}"
     assert "\n" not in line
     assert read_text(line).plain() == {"key": value}
+
+
+def test_an_infinity_reads_back_too():
+    assert read_text(f"a: {flow([math.inf, -math.inf])}").plain() == {"a": [math.inf, -math.inf]}
 
 
 # ------------------------------------------------------------------------------------------------------------- list
@@ -185,7 +190,7 @@ def test_a_name_in_two_tables_is_explained_for_both(monkeypatch):
 def test_a_part_of_ones_own_is_explained_from_its_signature_and_docstring(monkeypatch):
     mine = Table("loss")
 
-    @mine.register
+    @mine.register(output="values", target="values")
     def bare(output, target, *, scale: float):
         """Say something.
 

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -241,6 +241,22 @@ def test_a_random_split_trains_on_its_train_rows_and_validates_on_its_val_rows()
     expected = by_hand(task, *parts)
     history, weights, _ = by_fitkit(task, (task.x, task.y), splits={"random": {"val": 0.25}})
     agree(weights[-1], expected[-1].weights)
+    assert history.history["val_loss"] == pytest.approx([epoch.val_loss for epoch in expected], rel=1e-10)
+
+
+def test_balanced_class_weights_are_those_of_the_training_rows():
+    data, val = parts_of(TASKS["class weights"])
+    counts = data[1].bincount().double()
+    weights = len(data[1]) / (3 * counts)  # n / (C * count)
+    task = replace(
+        TASKS["class weights"],
+        loss_name={"cross_entropy": {"class_weight": "balanced"}},
+        loss=lambda o, y: F.cross_entropy(o, y, weights),
+        weigh=lambda y: weights[y].sum(),
+    )
+    expected = by_hand(task, data, val)
+    history, found, _ = by_fitkit(task, {"train": data, "val": val})
+    agree(found[-1], expected[-1].weights)
     assert history.history["val_loss"] == pytest.approx([epoch.val_loss for epoch in expected], rel=1e-10)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import typing
+from pathlib import Path
 
 import pytest
 
@@ -302,3 +303,11 @@ def test_a_registered_part_is_in_the_schema(monkeypatch, validator):
     monkeypatch.setitem(TABLES["metrics"], "within", mine["within"])
     schema = type(validator)(json_schema())
     assert schema.is_valid(spec) and not schema.is_valid({"metrics": {"within": {"tolerance": -1}}})
+
+
+GALLERY = sorted((Path(__file__).parent.parent / "specs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", GALLERY, ids=lambda path: path.stem)
+def test_every_spec_of_the_gallery_is_valid_by_the_schema(path, validator):
+    assert not list(validator.iter_errors(plain(path.read_text("utf-8"))))

@@ -123,6 +123,19 @@ def test_an_epoch_metric_is_taken_over_the_whole_set_and_begins_anew_each_epoch(
         assert history[f"{prefix}root_mean_squared_error"] == pytest.approx([root.item()] * 2, rel=1e-12)
 
 
+@pytest.mark.parametrize("batch_size", [1, 4, 10])
+def test_accuracy_counts_every_target_that_is_not_masked_once(batch_size):
+    """C4: masked positions are neither right nor wrong, and class weights weigh the loss only."""
+    x, y, module = numbers(10, 7, 4), labels(3, 10, 7), linear(4, 3)
+    y = y.where(labels(4, 10, 7, seed=1) > 0, -100)
+    right, counted = (module(x).argmax(-1) == y).sum().item(), (y != -100).sum().item()
+    loss = {"cross_entropy": {"ignore_index": -100, "class_weight": WEIGHTS}}
+    history = fitkit.Model(module).fit(
+        spec(batch_size=batch_size, lr=STILL, loss=loss), data={"train": (x, y), "val": (x, y)}
+    )
+    assert history["accuracy"] == history["val_accuracy"] == pytest.approx([right / counted], rel=1e-12)
+
+
 def test_the_count_of_an_epoch_keeps_every_target_of_a_float32_model():
     """C3: a running count in float32 stops growing at 2^24; class weights make the count a tensor."""
     trainer = fitkit.build(
@@ -220,8 +233,8 @@ def test_evaluation_puts_back_the_mode_of_every_module_also_when_it_fails(broken
     module = linear(4, 3, nn.BatchNorm1d(3), nn.Dropout(), Fragile(), nn.Sequential(nn.BatchNorm1d(3), nn.Dropout()))
     module[1].eval(), module[4][1].eval()
     data = numbers(8, 4), labels(3, 8)
-    trainer = fitkit.build(spec(), model=module, data={"train": data, "val": data})
     modes = {name: part.training for name, part in module.named_modules()}
+    trainer = fitkit.build(spec(), model=module, data={"train": data, "val": data})
     module[3].broken = broken
     if broken:
         with pytest.raises(RuntimeError, match="the evaluation fails"):

@@ -150,6 +150,31 @@ def test_a_split_stays_the_same_through_all_epochs():
         assert val.isdisjoint(rows_of(trainer.train.shuffled(0, epoch))[:, 0].tolist())
 
 
+@pytest.mark.parametrize("kind", ["tensors", "dataset"])
+def test_every_epoch_takes_every_row_once_in_an_order_of_its_own(kind):
+    """C23: an order that is drawn once, or drawn anew by each process, is no shuffle."""
+    x = torch.arange(20.0, dtype=torch.float64)[:, None].expand(20, 4)
+    data = (x, labels(2, 20)) if kind == "tensors" else TensorDataset(x, labels(2, 20))
+    orders = []
+    for seed, epoch in ((0, 1), (0, 2), (1, 1), (0, 1)):
+        torch.manual_seed(len(orders))
+        train = build({"train": data}, seed=seed).train
+        orders.append(rows_of(train.shuffled(seed, epoch))[:, 0].tolist())
+        assert sorted(orders[-1]) == list(range(20))
+    assert len(set(map(tuple, orders))) == 3 and orders[0] == orders[3]
+
+
+def test_the_epochs_of_a_fit_differ_in_their_order():
+    """C23: the trainer asks for the order of the epoch that it is in."""
+    x = torch.arange(20.0, dtype=torch.float64)[:, None].expand(20, 4)
+    module, seen = linear(4, 2), []
+    trainer = build({"train": (x, labels(2, 20))}, module, epochs=3)
+    module.register_forward_hook(lambda module, args, output: seen.extend(args[0][:, 0].tolist()))
+    trainer.fit()
+    epochs = [tuple(seen[start : start + 20]) for start in (0, 20, 40)]
+    assert len(set(epochs)) == 3 and all(sorted(epoch) == list(range(20)) for epoch in epochs)
+
+
 def test_rows_of_one_group_are_in_one_part():
     """C23: the same patient in train and val is a leak."""
     groups = [f"g{row % 7}" for row in range(50)]
