@@ -180,14 +180,31 @@ class Trainer:
                 while not self.stopped:
                     self._epoch(begun)
                 self._call("train_end")
+                self._refuse_no_best()
             except TrainingError as error:
                 error.history = self.history
                 raise
+            except IndexError as error:  # torch's cross entropy on a CPU; arrays were checked before
+                if "out of bounds" not in str(error):
+                    raise
+                raise DataError(
+                    f"epoch {self.epoch}, step {self.step}: the model has no output for it: {error}"
+                ) from error
             finally:
                 self._leave_best()
                 self.history.stopped, self.history.seconds = self.stopped, time.perf_counter() - begun
                 self.history.skipped_steps = self.skipped_steps
         return self.history
+
+    def _refuse_no_best(self) -> None:
+        """Refuse to end well when every evaluation gave NaN or infinity: there is no epoch to take the weights of."""
+        if self.monitor is None or self.val is None or self.best is not None:
+            return
+        column = self.monitor.column
+        raise TrainingError(
+            f"{column} was never finite in {len(self.history)} epochs, so no epoch is the best. Look for NaN or "
+            "infinity in the validation data, and for layers that behave otherwise in eval mode."
+        )
 
     def _leave_best(self) -> None:
         if self.best is not None:
@@ -198,6 +215,7 @@ class Trainer:
         started = time.perf_counter()
         seed_epoch(self.seed, self.epoch)
         self._call("epoch_begin")
+        self._train_step.begin_epoch()
         sums = Sums(self.objective.metrics, self.device)
         self._train_epoch(sums, begun)
         if self.batch == 0:
@@ -219,11 +237,11 @@ class Trainer:
         for window in self._windows():
             self._set_lr()
             seed_step(self.device, self.seed, self.step + self.skipped_steps)
+            self.batch += len(window)
             if train_step(window, sums):
                 self.step += 1
             else:
                 self.skipped_steps += 1
-            self.batch += len(window)
             for hook in step_hooks:
                 hook(self)
             now = time.perf_counter()
@@ -237,7 +255,7 @@ class Trainer:
                 return self.stop(f"max_time {options.max_time:g} s reached")
 
     def _windows(self) -> Iterator[Sequence[Batch]]:
-        batches = self.train.shuffled(self.seed, self.epoch)
+        batches = self.train.shuffled(self.seed, self.epoch, self.batch)
         while window := tuple(itertools.islice(batches, self.options.accumulate)):
             yield window
 

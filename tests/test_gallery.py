@@ -94,7 +94,9 @@ def test_the_digits_reach_what_their_header_says():
 
 def test_every_data_file_is_the_one_whose_origin_is_told():
     told = dict(reversed(line.split("  ")) for line in re.findall(r"^[0-9a-f]{64}  \S+$", origin(), re.MULTILINE))
-    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in DATA.iterdir() if path.suffix != ".md"}
+    files = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in DATA.iterdir() if path.suffix != ".md"
+    }
     assert told == files
 
 

@@ -76,6 +76,7 @@ class Stream(IterableDataset):
         return ((torch.full((4,), float(row), dtype=torch.float64), torch.tensor(row % 2)) for row in range(8))
 
 
+@pytest.mark.filterwarnings("ignore:each worker would read")
 @any_cores
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_every_sample_of_a_stream_comes_once_whatever_the_number_of_workers(workers):

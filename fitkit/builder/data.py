@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from fitkit.builder.duplicates import say_shared
 from fitkit.builder.tables import default
 from fitkit.data import Data, Inputs, Target
-from fitkit.engine.batches import ArrayBatches, Batch, Batches, LoaderBatches
+from fitkit.engine.batches import ArrayBatches, Batch, Batches
 from fitkit.engine.intake import PARTS, Part, take
+from fitkit.engine.loading import LoaderBatches
 from fitkit.engine.seeds import SPLIT, derive, kept_random_state
 from fitkit.errors import DataError
 from fitkit.parts.splits import class_counts, default_split
@@ -108,10 +110,12 @@ def _split_arrays(spec: Spec, data: Data, dtype: torch.dtype, device: torch.devi
     placed = _placed(data, transform, dtype, device)
     parts = {name: _batches(placed, spec, rows[name]) for name in PARTS if name in rows}
     counts = class_counts(data, rows) if data.target == "classes" and data.y is not None and data.y.ndim == 1 else ""
+    if data.window is None and "val" in rows:
+        counts += "\n" + say_shared(data.x[rows["train"]], data.x[rows["val"]])
     return Prepared(
         parts=parts,
         data=placed,
-        counts=counts,
+        counts=counts.strip(),
         train_rows=rows["train"],
         transform=transform,
         spec=replace(spec, splits=splits),
@@ -186,8 +190,16 @@ def _given_parts(spec: Spec, parts: Mapping[str, Part], dtype: torch.dtype, devi
             batches[name] = _loader(part, spec, device, None, f"data[{name!r}]")
     rows = {name: torch.arange(len(part)) for name, part in parts.items() if isinstance(part, Data)}
     names = {name: f'data["{name}"]' for name in parts}
+    val = parts.get("val")
+    shared = say_shared(train.x, val.x) if isinstance(train, Data) and isinstance(val, Data) else ""
     return Prepared(
-        parts=batches, data=placed, train_rows=rows.get("train"), transform=transform, spec=spec, names=names
+        parts=batches,
+        data=placed,
+        counts=shared,
+        train_rows=rows.get("train"),
+        transform=transform,
+        spec=spec,
+        names=names,
     )
 
 

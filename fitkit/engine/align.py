@@ -33,11 +33,17 @@ def make_align(kind: Kind, output: Tensor, target: Tensor, *, squeeze: bool, ign
         return _classes(shape, tuple(target.shape), ignore_index)
     if shape != tuple(target.shape):
         raise DataError(_mismatch(shape, tuple(target.shape)))
-    if kind == "values":
-        return lambda output, target: (output, target.to(_wide(output.dtype)), None)
-    if kind == "signs":  # classes 0 and 1 become -1 and +1
-        return lambda output, target: (output.flatten(), target.flatten().to(_wide(output.dtype)) * 2 - 1, None)
-    return lambda output, target: (output.flatten(), target.flatten().to(_wide(output.dtype)), None)
+    flat = kind != "values"
+
+    def align(output: Tensor, target: Tensor) -> Aligned:
+        if output.shape != target.shape:  # a later batch, or one of another part
+            raise DataError(_mismatch(tuple(output.shape), tuple(target.shape)))
+        target = target.to(_wide(output.dtype))
+        if flat:
+            output, target = output.flatten(), target.flatten()
+        return output, target * 2 - 1 if kind == "signs" else target, None  # classes 0 and 1 become -1 and +1
+
+    return align
 
 
 def class_dimensions(output: tuple[int, ...], target: tuple[int, ...]) -> tuple[bool, bool]:

@@ -128,7 +128,11 @@ class TrainStep:
         if compile:  # fixed shapes: a full batch and the last one; a dynamic graph would depend on the run's history
             self.forward = torch.compile(objective.forward, dynamic=False)
         self.inverses: dict[int, Tensor] = {}
-        self.step = bare_step(optimizer)
+        self.begin_epoch()
+
+    def begin_epoch(self) -> None:
+        """Look again for hooks on the optimizer, which may be registered between epochs."""
+        self.step = bare_step(self.optimizer)
 
     def __call__(self, window: Sequence[Batch], sums: Sums) -> bool:
         """Do one step and add to the sums; tell whether it was applied: fp16 skips a step that overflowed."""

@@ -27,7 +27,7 @@ class FitOptions:
     device: auto takes cuda, then mps, then cpu.
     deterministic: only algorithms that give the same bits every time; slower on a GPU.
     workers: processes that read samples, for a `Dataset` or `DataLoader` given in Python.
-    eval_every: evaluate after every this many epochs, and after the last.
+    eval_every: evaluate after each of this many epochs, and at the end that epochs, max_steps or max_time set.
     """
 
     epochs: PositiveInt | None = None

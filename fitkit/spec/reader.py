@@ -82,7 +82,7 @@ def _unreadable(path: Path, error: OSError | ValueError) -> str:
             return "there is no such file. If this is the text of a spec, end it with a line break."
         beside = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         near = nearest(path.name, beside)
-        return "there is no such file." + (f" Did you mean {show(str(path.with_name(near)))}?" if near else "")
+        return "there is no such file." + (f" Did you mean {show(str(path.with_name(near)), 400)}?" if near else "")
     if isinstance(error, IsADirectoryError):
         return "this is a folder. Name the YAML file in it."
     return f"cannot be read: {getattr(error, 'strerror', None) or error}."

@@ -85,12 +85,12 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _string(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    style = None if isinstance(scalar(value), str) else '"'
+    style = None if isinstance(scalar(value), str) and value.isprintable() else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
 def _float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
-    text = repr(value)
+    text = repr(value).replace("inf", ".inf").replace("nan", ".nan")
     if "e" in text and "." not in text:  # PyYAML's own resolver takes 1e-08 for a string, and would add a tag
         text = text.replace("e", ".0e")
     return dumper.represent_scalar("tag:yaml.org,2002:float", text)

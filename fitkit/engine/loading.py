@@ -1,0 +1,219 @@
+"""Batches of a `Dataset` or `DataLoader` of the user, through torch's loader.
+
+The order of an epoch is a function of (seed, epoch); what a sample's own code draws, of (seed, epoch, sample); what a
+`collate_fn` draws, of (seed, epoch, batch). None of it depends on the number of workers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterator, Sized
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
+
+from fitkit.engine.batches import Batch
+from fitkit.engine.seeds import SAMPLE, derive, kept_random_state, order, seed_sample
+from fitkit.errors import DataError
+
+KEPT = ("pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "prefetch_factor")  # of the user's loader
+
+
+class LoaderBatches:
+    """One part of the data as batches that a loader reads.
+
+    A loader that shuffles plainly, or goes in order, has its sampling replaced by ours; a sampler of another kind is
+    kept, and seeded. The process's own random state is left as it was.
+    """
+
+    def __init__(
+        self,
+        source: Dataset[Any] | DataLoader[Any],
+        *,
+        batch_size: int,
+        device: torch.device,
+        rows: Tensor | None = None,
+        workers: int = 0,
+        name: str = "data",
+    ) -> None:
+        loader = source if isinstance(source, DataLoader) else None
+        dataset: Any = source if loader is None else loader.dataset
+        self.dataset, self.device, self.name = dataset, device, name
+        self.batch_size = batch_size if loader is None else loader.batch_size or batch_size
+        self.iterable = isinstance(dataset, IterableDataset)
+        self.options = {"num_workers": workers} if loader is None else _options(loader)
+        if self.iterable and loader is None and workers:
+            warnings.warn(
+                "each worker would read the whole of a dataset that is only iterated: using none", stacklevel=2
+            )
+            self.options["num_workers"] = 0
+        self.collate: Callable[..., Any] = default_collate if loader is None else loader.collate_fn
+        self.samples: int | None = None
+        self.per_epoch: int | None = None
+        self.plan: _Plan | None = None
+        if not self.iterable:
+            self.plan = _Plan(loader, torch.arange(len(dataset)) if rows is None else rows.cpu(), self.batch_size)
+            self.samples, self.per_epoch = self.plan.samples, self.plan.per_epoch
+            if rows is not None and self.plan.chooses_rows:
+                raise DataError(
+                    f"{name}: the loader's sampler chooses the rows itself, so they cannot be split. Give "
+                    'data={"train": loader, "val": loader}.'
+                )
+        self._loader: DataLoader[Any] | None = None
+
+    def shuffled(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of a training epoch from number `start` on; the last may be smaller, or is left out.
+
+        Data that can only be iterated is read from its beginning again, and the first `start` batches are dropped.
+        """
+        batches = self._batches(seed, epoch, True, start)
+        return itertools.islice(batches, start, None) if self.iterable else batches
+
+    def in_order(self) -> Iterator[Batch]:
+        """Yield every sample of this part once, in its own order: nothing is dropped."""
+        return self._batches(0, 0, False, 0)
+
+    def _batches(self, seed: int, epoch: int, training: bool, start: int) -> Iterator[Batch]:
+        if self._loader is None:
+            self._loader = self._make_loader()
+        if self.plan is not None:
+            self.plan.set(seed, epoch, training, start)
+        if self._loader.generator is not None:
+            self._loader.generator.manual_seed(derive(seed, SAMPLE, epoch))
+        for batch in self._loader:
+            yield self._pair(batch)
+
+    def _make_loader(self) -> DataLoader[Any]:
+        # A loader draws a base seed from the global generator at every iter() unless it has its own.
+        options: dict[str, Any] = {**self.options, "generator": torch.Generator()}
+        options["persistent_workers"] = options["num_workers"] > 0
+        if self.plan is None:
+            return DataLoader(self.dataset, batch_size=self.batch_size, collate_fn=self.collate, **options)
+        seeded = _Seeded(self.dataset)
+        collate: Any = _SeededCollate(self.collate)
+        return DataLoader(seeded, batch_sampler=self.plan, collate_fn=collate, **options)
+
+    def _pair(self, batch: Any) -> Batch:
+        if not isinstance(batch, tuple | list) or len(batch) != 2 or not all(isinstance(b, Tensor) for b in batch):
+            kind = f"a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
+            raise DataError(
+                f"{self.name}: a sample must be a pair (x, y) of tensors or numbers, but a batch is {kind}."
+            )
+        return batch[0].to(self.device, non_blocking=True), batch[1].to(self.device, non_blocking=True)
+
+
+def _options(loader: DataLoader[Any]) -> dict[str, Any]:
+    options = {name: getattr(loader, name) for name in KEPT}
+    return {**options, "num_workers": loader.num_workers}
+
+
+class _Plan:
+    """A batch sampler that yields (row, seed) pairs, so that a worker knows what to seed a sample with."""
+
+    def __init__(self, loader: DataLoader[Any] | None, rows: Tensor, batch_size: int) -> None:
+        self.rows, self.batch_size = rows, batch_size
+        self.shuffle, self.drop_last = True, False
+        self.sampler: Any = None  # of rows, where the user's is not plain
+        self.batch_sampler: Any = None  # of whole batches, where the user's is not plain
+        if loader is not None:
+            self._take(loader)
+        self.samples: int | None = _length(self.sampler) if self.sampler is not None else len(rows)
+        self.per_epoch: int | None = None
+        if self.batch_sampler is not None:
+            self.samples, self.per_epoch = None, _length(self.batch_sampler)
+        elif self.samples is not None:
+            whole, rest = divmod(self.samples, batch_size)
+            self.per_epoch = whole + (rest > 0 and not self.drop_last)
+        self.set(0, 0, False, 0)
+
+    def _take(self, loader: DataLoader[Any]) -> None:
+        batches: Any = loader.batch_sampler
+        kind: type = type(batches)
+        if kind is not BatchSampler:
+            self.batch_sampler = batches
+            return
+        self.batch_size, self.drop_last, sampler = batches.batch_size, batches.drop_last, batches.sampler
+        whole = type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(self.rows)
+        self.shuffle = type(sampler) is RandomSampler
+        if not whole and type(sampler) is not SequentialSampler:
+            self.sampler = sampler
+
+    @property
+    def chooses_rows(self) -> bool:
+        """Whether the user's sampler says which rows there are."""
+        return self.sampler is not None or self.batch_sampler is not None
+
+    def set(self, seed: int, epoch: int, training: bool, start: int) -> None:
+        self.seed, self.epoch, self.training, self.start = seed, epoch, training, start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        batches = self._drawn(self.batch_sampler) if self.batch_sampler is not None else self._cut()
+        for batch in itertools.islice(batches, self.start, None):
+            yield [(row, derive(self.seed, SAMPLE, self.epoch, row)) for row in batch]
+
+    def _cut(self) -> Iterator[list[int]]:
+        if self.sampler is not None:
+            rows = torch.tensor(list(self._drawn(self.sampler)), dtype=torch.int64)
+        else:
+            rows = order(self.rows, self.seed, self.epoch) if self.training and self.shuffle else self.rows
+        for start in range(0, len(rows), self.batch_size):
+            part = rows[start : start + self.batch_size]
+            if len(part) == self.batch_size or not (self.training and self.drop_last):
+                yield part.tolist()
+
+    def _drawn(self, own: Any) -> Iterator[Any]:
+        """Yield what the user's sampler draws, seeded by (seed, epoch)."""
+        inner: Any = getattr(own, "sampler", None)
+        for sampler in (own, inner):
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(self.epoch)
+            generator = getattr(sampler, "generator", None)
+            if isinstance(generator, torch.Generator):
+                generator.manual_seed(derive(self.seed, SAMPLE, self.epoch))
+        with kept_random_state():  # a sampler without a generator draws from the global ones
+            seed_sample(derive(self.seed, SAMPLE, self.epoch))
+            drawn = list(own)
+        yield from drawn
+
+
+def _length(sampler: Any) -> int | None:
+    return len(sampler) if isinstance(sampler, Sized) else None
+
+
+class _Seeded(Dataset[Any]):
+    """A dataset whose samples are read with `random`, NumPy and torch seeded for each of them."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[int, list[Any]]:
+        with kept_random_state():
+            return keys[0][1], [self._read(row, seed) for row, seed in keys]
+
+    def _read(self, row: int, seed: int) -> Any:
+        seed_sample(seed)
+        return self.dataset[row]
+
+
+class _SeededCollate:
+    """The user's `collate_fn`, called with `random`, NumPy and torch seeded by the batch's first sample."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, read: tuple[int, list[Any]]) -> Any:
+        seed, samples = read
+        with kept_random_state():
+            seed_sample(derive(seed, SAMPLE))
+            return self.collate(samples)
