@@ -128,19 +128,22 @@ class _Plan:
         self.batch_sampler: Any = None  # of whole batches, where the user's is not plain
         if loader is not None:
             self._take(loader)
-        self.samples: int | None = _length(self.sampler) if self.sampler is not None else len(rows)
-        self.per_epoch: int | None = None
-        if self.batch_sampler is not None:
-            self.samples, self.per_epoch = None, _length(self.batch_sampler)
-        elif self.samples is not None:
-            whole, rest = divmod(self.samples, batch_size)
-            self.per_epoch = whole + (rest > 0 and not self.drop_last)
+        self.samples, self.per_epoch = self._count()
         self.set(0, 0, False, 0)
+
+    def _count(self) -> tuple[int | None, int | None]:
+        """Return the samples and the batches of a training epoch, None where only drawing tells."""
+        if self.batch_sampler is not None:
+            return None, _length(self.batch_sampler)
+        samples = len(self.rows) if self.sampler is None else _length(self.sampler)
+        if samples is None:
+            return None, None
+        whole, rest = divmod(samples, self.batch_size)
+        return samples, whole + (rest > 0 and not self.drop_last)
 
     def _take(self, loader: DataLoader[Any]) -> None:
         batches: Any = loader.batch_sampler
-        kind: type = type(batches)
-        if kind is not BatchSampler:
+        if type(batches) is not BatchSampler:
             self.batch_sampler = batches
             return
         self.batch_size, self.drop_last, sampler = batches.batch_size, batches.drop_last, batches.sampler
