@@ -29,7 +29,7 @@ from fitkit.parts.callbacks import TerminateOnNaN, columns_in
 from fitkit.parts.layers import OUTPUTS, build_layers
 from fitkit.parts.optimizers import build_optimizer
 from fitkit.parts.schedules import bind_schedule
-from fitkit.spec import check, compose
+from fitkit.spec import check, compose, reader
 from fitkit.spec.component import Component
 from fitkit.spec.reader import Node
 from fitkit.spec.spec import Spec, name_from
@@ -56,7 +56,7 @@ def check_tree(tree: Node, source: Any = None, changed: bool = False) -> Spec:
     """Check a tree that `compose.read` made of a source; a spec without a name takes that of its file."""
     path = Path(source) if compose.is_path(source) else None
     spec = check.check(tree, TABLES, "run" if path is None else name_from(path))
-    if path is None or changed or "extends" in tree.items():
+    if path is None or changed or not path.is_file() or "extends" in reader.read_file(path).items():
         return spec
     return dataclasses.replace(spec, text=path.read_text("utf-8-sig"))
 
