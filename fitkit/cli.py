@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import signal
 import sys
 import traceback
@@ -47,7 +48,17 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("--quiet", action="store_true", help="print only warnings, errors and the run folder")
         if name == "fit":
             made.add_argument("--out", metavar="DIR", help="run folder (default: runs/<name>, then -2, -3, …)")
+            made.add_argument("--resume", action="store_true", help="go on with the run in --out where it was killed")
+            made.add_argument(
+                "--checkpoint-every", metavar="N", help='"100 steps" or "30 s" (default: at most 3 %% of the time)'
+            )
             made.add_argument("--json", action="store_true", help="one JSON object an epoch on standard output")
+    verify = command("verify-resume", "kill a run at random moments and prove that its resume changes no bit", _verify)
+    verify.add_argument("spec", metavar="SPEC", help="path of the YAML file")
+    verify.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="e.g. fit.epochs=3")
+    verify.add_argument("--kills", type=int, default=5, metavar="N", help="how many kills (default: 5)")
+    verify.add_argument("--seed", type=int, default=0, metavar="N", help="of the random moments (default: 0)")
+    verify.add_argument("--checkpoint-every", metavar="N", default="5 steps", help='default: "5 steps"')
     listing = command("list", "list the names that a spec may use", _list)
     listing.add_argument("table", metavar="TABLE", nargs="?", help="optimizers, losses, layers, …")
     explain = command("explain", "explain a name or a key of a spec", _explain)
@@ -87,9 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FitkitError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("stopped.", file=sys.stderr)
-        return 128 + stopped
+        return 128 + int(getattr(error, "signal", stopped))
     except BrokenPipeError:  # the reader of our output went away, as `fitkit list | head` does
         sys.stderr.close()
         return 0
@@ -148,18 +159,42 @@ def _run_folder(name: str) -> Path:
 def _fit(arguments: argparse.Namespace) -> int:
     spec = _load(arguments)
     from fitkit import run_folder
-    from fitkit.model import run
     from fitkit.progress import Lines
+    from fitkit.session import run
 
+    if arguments.resume and not arguments.out:
+        raise SpecError("--resume needs the run folder: give --out DIR.")
     if arguments.out and Path(arguments.out).is_file():
         message = "this is a file. Name a folder that is not there yet, or is empty."
         raise SpecError(Fault(message, place=Place(f"--out {arguments.out}")))
     out = Path(arguments.out) if arguments.out else run_folder.fresh(spec.name)
     lines = Lines(as_json=arguments.json, quiet=arguments.quiet)
     command = "fitkit " + " ".join(sys.argv[1:])
-    history, _ = run(spec, out=out, callbacks=(lines,), command=command)
+    every_steps, every_seconds = _interval(arguments.checkpoint_every)
+    history, trainer = run(
+        spec,
+        out=out,
+        resume=arguments.resume,
+        callbacks=(lines,),
+        command=command,
+        every_steps=every_steps,
+        every_seconds=every_seconds,
+    )
+    if trainer is None:
+        print(f"{out}: this run is finished; nothing was done.", file=sys.stderr)
     lines.say_end(history, out)
     return 0
+
+
+def _interval(text: str | None) -> tuple[int | None, float | None]:
+    """Return the steps or the seconds between two checkpoints: "100" or "100 steps", "30s" or "0.5 s"."""
+    if text is None:
+        return None, None
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(steps?|s|)\s*", text)
+    number = float(match[1]) if match else 0.0
+    if match is None or number <= 0 or (match[2] != "s" and number != int(number)):
+        raise SpecError(Fault('expects "100 steps" or "30 s".', place=Place(f"--checkpoint-every {text}")))
+    return (None, number) if match[2] == "s" else (int(number), None)
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -171,6 +206,18 @@ def _check(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         print(f"{arguments.spec}: no mistakes found.\n{trainer}")
     return 0
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    compose.read(Path(arguments.spec), arguments.overrides)
+    _interval(arguments.checkpoint_every)
+    from fitkit.after.verify import verify_resume
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    every = arguments.checkpoint_every
+    print(verify_resume(Path(arguments.spec), arguments.overrides, arguments.kills, arguments.seed, say, every))
 
 
 def _list(arguments: argparse.Namespace) -> None:

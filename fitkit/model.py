@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fitkit import run_folder
-from fitkit.builder import Overrides, SpecLike, assemble, check_tree, load_spec, make_model
+from fitkit.builder import Overrides, SpecLike, check_tree, load_spec, make_model
 from fitkit.builder.data import Prepared, prepare
 from fitkit.builder.objective import choose_loss, make_objective
 from fitkit.builder.tables import TABLES
@@ -23,10 +23,8 @@ from fitkit.errors import CheckpointError, DataError, FitkitError, SpecError
 from fitkit.history import History
 from fitkit.parts.callback import Callback
 from fitkit.parts.transforms import Affine
-from fitkit.progress import Bar
+from fitkit.session import run
 from fitkit.spec import compose
-from fitkit.spec.spec import Spec
-from fitkit.trainer import Trainer
 
 PREDICT_BATCH = 1024
 
@@ -37,6 +35,7 @@ def fit(
     model: nn.Module | None = None,
     data: Any = None,
     out: Path | str | None = None,
+    resume: bool = False,
     overrides: Overrides = None,
     callbacks: Sequence[Callback] = (),
 ) -> History:
@@ -48,42 +47,14 @@ def fit(
         data: `(x, y)` of tensors or arrays, a Dataset, a DataLoader, or {"train": …, "val": …} of these, instead of
             the spec's `data:`. `x` reaches the model as it is, floats in the model's dtype.
         out: folder for the run's files; nothing is written without it.
+        resume: go on with the run in `out` where it was killed; start it if there is none, return the history of a
+            finished one.
         overrides: dotted keys, as {"optimizer.AdamW.lr": 1e-2} or ["optimizer.AdamW.lr=1e-2"].
         callbacks: callbacks of your own, after the spec's.
 
     Raises SpecError, DataError before training, TrainingError when the loss is no longer finite.
     """
-    return run(load_spec(spec, overrides), model=model, data=data, out=out, callbacks=callbacks)[0]
-
-
-def run(
-    spec: Spec,
-    *,
-    model: nn.Module | None = None,
-    data: Any = None,
-    out: Path | str | None = None,
-    callbacks: Sequence[Callback] = (),
-    command: str | None = None,
-) -> tuple[History, Trainer]:
-    """Build and fit; with `out`, keep the run folder up to date, whatever way the fit ends."""
-    callbacks = (Bar(), *callbacks)
-    if out is None:
-        trainer, _ = assemble(spec, model, data, None, callbacks)
-        return trainer.fit(), trainer
-    folder = run_folder.refuse_used(Path(out))
-    writer = run_folder.RunFolder(spec, command)
-    trainer, _ = assemble(spec, model, data, folder, (writer, *callbacks))
-    status = "failed"
-    try:
-        history = trainer.fit()
-        status = "finished"
-    except KeyboardInterrupt:
-        status = "interrupted"
-        raise
-    finally:
-        if folder.is_dir():
-            writer.close(trainer, status)
-    return history, trainer
+    return run(load_spec(spec, overrides), model=model, data=data, out=out, resume=resume, callbacks=callbacks)[0]
 
 
 class Model:
@@ -107,14 +78,19 @@ class Model:
         *,
         data: Any = None,
         out: Path | str | None = None,
+        resume: bool = False,
         overrides: Overrides = None,
         callbacks: Sequence[Callback] = (),
     ) -> History:
         """Fit the module by a spec, whose `model:` it stands in for; see `fitkit.fit` for the arguments."""
         loaded = load_spec(spec, overrides)
-        history, trainer = run(loaded, model=self.module, data=data, out=out, callbacks=callbacks)
-        self.transform, self.card = trainer.objective.transform, dict(trainer.card)
-        self.precision = trainer.objective.precision
+        history, trainer = run(loaded, model=self.module, data=data, out=out, resume=resume, callbacks=callbacks)
+        if trainer is None:  # the run was finished before: its weights are in the folder
+            done = load(Path(str(out)), model=self.module)
+            self.transform, self.card = done.transform, done.card
+        else:
+            self.transform, self.card = trainer.objective.transform, dict(trainer.card)
+            self.precision = trainer.objective.precision
         return history
 
     @property

@@ -14,6 +14,7 @@ import torch
 
 from fitkit.engine.weights import save
 from fitkit.errors import CheckpointError, Fault, SpecError
+from fitkit.history import History
 from fitkit.parts.callback import Callback
 from fitkit.spec.spec import Spec, dump
 
@@ -35,6 +36,22 @@ def refuse_used(folder: Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SpecError(Fault("is not empty; a run never overwrites anything. Choose another folder.", str(folder)))
     return folder
+
+
+def status(folder: Path) -> str:
+    """Return how the run in a folder stands: "running" (or killed), "interrupted", "failed" or "finished"."""
+    try:
+        return str(json.loads((folder / SUMMARY).read_text("utf-8"))["status"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / SUMMARY}: cannot be read: {error}.") from None
+
+
+def read_history(folder: Path) -> History:
+    """Return the history of a finished run."""
+    try:
+        return History.from_json((folder / HISTORY_JSON).read_text("utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{folder / HISTORY_JSON}: cannot be read: {error.strerror}.") from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -64,6 +81,8 @@ class RunFolder(Callback):
 
     def __init__(self, spec: Spec, command: str | None = None) -> None:
         self.spec, self.command = spec, command
+        self.data: dict[str, str] = {}  # what the data was, as checksums
+        self.resumed = False
         self.best_epoch: int | None = None
         self.begun = time.time()
 
@@ -75,9 +94,10 @@ class RunFolder(Callback):
         except OSError as error:
             raise CheckpointError(f"{folder}: the run folder cannot be made: {error.strerror}.") from None
         self.begun = time.time()
-        write_text(folder / SPEC, self.spec.text or dump(dict(self.spec.given)))
-        write_text(folder / RESOLVED, trainer.spec.to_yaml())
-        write_text(folder / ENV, _json(environment(trainer, self.command)))
+        if not self.resumed:
+            write_text(folder / SPEC, self.spec.text or dump(dict(self.spec.given)))
+            write_text(folder / ENV, _json(environment(trainer, self.command) | self.data))
+            write_text(folder / RESOLVED, trainer.spec.to_yaml())  # last: a run without it has not begun
         write_text(folder / SUMMARY, _json({"status": "running"}))
         trainer.history.run = str(folder)
 
@@ -91,7 +111,7 @@ class RunFolder(Callback):
     def close(self, trainer: Any, status: str) -> None:
         """Write the history, the summary and, where no epoch was best, the last weights."""
         folder, history = trainer.out, trainer.history
-        if trainer.best is None and status != "failed":
+        if trainer.best is None and status == "finished":
             trainer.save(folder / WEIGHTS)
         write_text(folder / HISTORY_JSON, history.to_json())
         best = history.best(history.monitor) if history.best_epoch and history.monitor else None

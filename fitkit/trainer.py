@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,24 @@ def total_steps(train: Batches, options: FitOptions) -> int | None:
     return min((n for n in (known, options.max_steps) if n is not None), default=None)
 
 
+class Keeper(Protocol):
+    """What writes checkpoints: asked after every step whether one is due."""
+
+    def due(self, trainer: Trainer, now: float) -> bool:
+        """Tell whether a checkpoint should be written after this step."""
+
+    def save(self, trainer: Trainer) -> Path:
+        """Write a checkpoint."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the fit between two steps, with a checkpoint written if there is a keeper."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"stopped by signal {signal}")
+        self.signal = signal
+
+
 @dataclass(kw_only=True)
 class Trainer:
     """The parts of a fit (plain torch objects) and its progress.
@@ -88,6 +106,8 @@ class Trainer:
     spec: Any = None  # the Spec with every default filled in, if there is one
     notes: str = ""  # what the build found worth printing once: class counts a part
     on_tick: Callable[[Trainer], None] | None = None  # ten times a second, for progress bars
+    keeper: Keeper | None = None  # writes checkpoints
+    resume: Callable[[Trainer], None] | None = None  # puts the trainer where a checkpoint was taken, after train_begin
 
     # Progress: where the run is. Callbacks may set `lr_factor` and call `stop`.
     epoch: int = 0  # the current one, from 1
@@ -97,6 +117,9 @@ class Trainer:
     lr_factor: float = 1.0
     stopped: str = ""
     row: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0  # of earlier sessions of a resumed run
+    interrupted: int = 0  # the signal that asks to leave: the loop writes a checkpoint after the current step
+    compiling: bool = False  # a signal need not wait for the end of this
     best: dict[str, Tensor] | None = field(default=None, repr=False)
     best_value: float | None = None
 
@@ -110,6 +133,7 @@ class Trainer:
         measured = [column for column in self.columns if column not in ("lr", "epoch_seconds")]
         self.history = History(self.columns, {column: self.direction(column) for column in measured})
         compiled = self.options.compile is True
+        self.sums = Sums(self.objective.metrics, self.device)  # of the epoch under way
         self._evaluator = Evaluator(self.model, self.objective, compile=compiled)
         self._train_step = TrainStep(
             self.model,
@@ -119,6 +143,9 @@ class Trainer:
             scaler=self.scaler,
             compile=compiled,
         )
+        self._uncompiled: set[bool] = (
+            {True, False} if compiled else set()
+        )  # training and evaluation, before their first call
         self._hooks = {name: overridden(self.callbacks, f"on_{name}") for name in HOOKS}  # an empty hook costs nothing
 
     def _call(self, hook: str) -> None:
@@ -176,6 +203,9 @@ class Trainer:
             self.model.train()
         with run_settings(self.options, self.device):
             self._call("train_begin")
+            if self.resume is not None:
+                self.resume(self)
+            begun -= self.seconds
             try:
                 while not self.stopped:
                     self._epoch(begun)
@@ -211,34 +241,41 @@ class Trainer:
             self.model.load_state_dict(self.best)
 
     def _epoch(self, begun: float) -> None:
-        self.epoch, self.batch = self.epoch + 1, 0
+        if len(self.history) == self.epoch:  # else a checkpoint in the middle of this epoch was restored
+            self.epoch, self.batch = self.epoch + 1, 0
+            self.sums = Sums(self.objective.metrics, self.device)
         started = time.perf_counter()
         seed_epoch(self.seed, self.epoch)
         self._call("epoch_begin")
         self._train_step.begin_epoch()
-        sums = Sums(self.objective.metrics, self.device)
-        self._train_epoch(sums, begun)
+        self._train_epoch(begun)
         if self.batch == 0:
             raise DataError("the training data yields no batch.")
-        self.row = {**sums.values()}
+        self.row = {**self.sums.values()}
         most = self.options.most_epochs
         if most is not None and self.epoch >= most:
             self.stop(f"all {most} epochs done")
-        self.row |= self._evaluate()
+        try:
+            self.row |= self._evaluate()
+        except Interrupted:
+            self._leave(begun)
         self.row |= {"lr": self.lr, "epoch_seconds": time.perf_counter() - started}
         self.history.append({column: self.row.get(column, math.nan) for column in self.columns})
         self._call("epoch_end")
 
-    def _train_epoch(self, sums: Sums, begun: float) -> None:
-        """Take one pass over the training batches, or what is left of the run."""
+    def _train_epoch(self, begun: float) -> None:
+        """Take one pass over the training batches, or what is left of it."""
         options, train_step, step_hooks = self.options, self._train_step, self._hooks["step_end"]
         deadline = begun + options.max_time if options.max_time else math.inf
         next_tick = time.perf_counter() + TICK_SECONDS
+        if self.batch and self._is_over(time.perf_counter(), deadline):  # a run resumed at its very end
+            return
         for window in self._windows():
             self._set_lr()
             seed_step(self.device, self.seed, self.step + self.skipped_steps)
+            applied = self._first_step(window, begun) if True in self._uncompiled else train_step(window, self.sums)
             self.batch += len(window)
-            if train_step(window, sums):
+            if applied:
                 self.step += 1
             else:
                 self.skipped_steps += 1
@@ -249,10 +286,60 @@ class Trainer:
                 next_tick = now + TICK_SECONDS
                 if self.on_tick is not None:
                     self.on_tick(self)
-            if options.max_steps is not None and self.step >= options.max_steps:
-                return self.stop(f"max_steps {options.max_steps} reached")
-            if now >= deadline:
-                return self.stop(f"max_time {options.max_time:g} s reached")
+            if self.interrupted:
+                self._leave(begun)
+            if self.keeper is not None and self.keeper.due(self, now):
+                self.seconds = now - begun
+                self.keeper.save(self)
+            if self._is_over(now, deadline):
+                return
+
+    def _first_step(self, window: Sequence[Batch], begun: float) -> bool:
+        """Take a step that may compile for long: a signal ends it at once, with the buffers as they were before."""
+        before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        sums = self.sums.tensors()
+        self.compiling = True
+        try:
+            return self._train_step(window, self.sums)
+        except Interrupted:
+            self.compiling = False
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(before[name])
+            self.model.zero_grad()
+            if self.sums.totals:
+                self.sums.load(sums)
+            self._leave(begun)
+            raise
+        finally:
+            self.compiling = False
+            self._uncompiled.discard(True)
+
+    def interrupt(self, signal: int) -> None:
+        """Ask the fit to leave: after the current step, or at once while it compiles."""
+        self.interrupted = signal
+        if self.compiling:
+            raise Interrupted(signal)
+
+    def _watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            if self.interrupted:
+                raise Interrupted(self.interrupted)
+            yield batch
+
+    def _is_over(self, now: float, deadline: float) -> bool:
+        most = self.options.max_steps
+        if most is not None and self.step >= most:
+            self.stop(f"max_steps {most} reached")
+        elif now >= deadline:
+            self.stop(f"max_time {self.options.max_time:g} s reached")
+        return bool(self.stopped)
+
+    def _leave(self, begun: float) -> None:
+        """Write a checkpoint, if there is a keeper, and end the fit at once."""
+        if self.keeper is not None:
+            self.seconds = time.perf_counter() - begun
+            self.keeper.save(self)
+        raise Interrupted(self.interrupted)
 
     def _windows(self) -> Iterator[Sequence[Batch]]:
         batches = self.train.shuffled(self.seed, self.epoch, self.batch)
@@ -295,4 +382,9 @@ class Trainer:
 
     def evaluate(self, batches: Batches) -> Mapping[str, float]:
         """Return loss and metrics over the batches, in eval mode, every sample once, with the plain loss."""
-        return self._evaluator(batches.in_order(), self.device)
+        self.compiling = False in self._uncompiled
+        try:
+            return self._evaluator(self._watched(batches.in_order()), self.device)
+        finally:
+            self.compiling = False
+            self._uncompiled.discard(False)

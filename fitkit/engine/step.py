@@ -95,6 +95,20 @@ class Sums:
         for running, new in zip(self.totals, sums, strict=True):
             running += new
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the sums so far, for a checkpoint in the middle of an epoch."""
+        count, samples = (torch.as_tensor(number, dtype=self.dtype) for number in (self.count, self.samples))
+        return {"loss": self.loss, "count": count, "samples": samples} | {
+            f"total{i}": total for i, total in enumerate(self.totals)
+        }
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `tensors` returned."""
+        placed = {name: tensor.to(self.device, self.dtype) for name, tensor in tensors.items()}
+        self.loss = placed["loss"]
+        self.count, self.samples = placed["count"].item(), placed["samples"].item()
+        self.totals = [placed[f"total{i}"] for i in range(len(placed) - 3)]
+
     def values(self) -> dict[str, float]:
         """Return the epoch's loss and metrics under their names: sums over samples divided by counts."""
         count, samples = float(self.count), float(self.samples)

@@ -35,14 +35,12 @@ def save(path: Path, state: Mapping[str, Tensor], transform: nn.Module | None, c
     """
     tensors = {MODEL + name: tensor for name, tensor in state.items()}
     tensors |= {TRANSFORM + name: tensor for name, tensor in (transform.state_dict() if transform else {}).items()}
-    tensors, ties = _untie({name: tensor.detach() for name, tensor in tensors.items()})
+    tensors, ties = untie(tensors)
     text = json.dumps({**card, "ties": ties}, allow_nan=False)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        serialize_file({name: _spec(tensor) for name, tensor in tensors.items()}, temporary, {CARD: text})
-        os.chmod(temporary, 0o644)  # safetensors makes it 0600, so that no colleague could read it
-        sync(temporary)
+        write_tensors(temporary, tensors, {CARD: text})
         temporary.replace(path)
         sync(path.parent)
     except (OSError, SafetensorError) as error:
@@ -50,6 +48,13 @@ def save(path: Path, state: Mapping[str, Tensor], transform: nn.Module | None, c
         raise CheckpointError(
             f"{path}: the weights could not be written: {error}. Free some space and run again."
         ) from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write contiguous CPU tensors to a file that is on the disk when this returns; OSError when it refuses."""
+    serialize_file({name: _spec(tensor) for name, tensor in tensors.items()}, path, dict(metadata))
+    os.chmod(path, 0o644)  # safetensors makes it 0600, so that no colleague could read it
+    sync(path)
 
 
 def _spec(tensor: Tensor) -> TensorSpec:
@@ -68,7 +73,7 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def _untie(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def untie(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return a CPU copy of each tensor, and which names share one: safetensors refuses tensors that share memory."""
     first: dict[object, str] = {}
     kept, ties = {}, {}
@@ -78,7 +83,7 @@ def _untie(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str
             ties[name] = first[key]
         else:
             first[key] = name
-            kept[name] = tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
+            kept[name] = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     return kept, ties
 
 
