@@ -54,6 +54,14 @@ def read_history(folder: Path) -> History:
         raise CheckpointError(f"{folder / HISTORY_JSON}: cannot be read: {error.strerror}.") from None
 
 
+def may_hold_run(folder: Path) -> bool:
+    """Tell whether a folder holds a run that was begun, even one that was killed in its first moment."""
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    return RESOLVED in names or names <= {SPEC, ENV}
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a file's text as a whole: a kill leaves the old text or the new one.
 

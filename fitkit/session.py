@@ -57,7 +57,7 @@ def run(
         with on_signal(trainer.interrupt):
             return trainer.fit(), trainer
     folder = Path(out)
-    if not resume:
+    if not resume or not run_folder.may_hold_run(folder):
         run_folder.refuse_used(folder)
     writer = run_folder.RunFolder(spec, command)
     trainer, prepared = assemble(spec, model, data, folder, (writer, *callbacks))

@@ -260,6 +260,13 @@ def test_a_manifest_names_files_of_its_own_folder_only(name, tmp_path):
         checkpoint.read(tmp_path / "step-1")
 
 
+def test_resume_does_not_begin_a_run_among_other_files(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/thesis.txt").write_text("mine")
+    with pytest.raises(SpecError, match="is not empty"):
+        fit("plain", tmp_path / "run", resume=True)
+
+
 def test_two_processes_do_not_run_in_one_folder(tmp_path):
     import fcntl
 
