@@ -250,9 +250,9 @@ def _init(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    folder = _run_folder(arguments.run_folder)
     from fitkit.after.evaluate import evaluate_file, evaluate_split
 
-    folder = _run_folder(arguments.run_folder)
     if arguments.data:
         if arguments.split:
             raise SpecError("give either DATA or --split, not both.")
@@ -270,13 +270,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    from fitkit.after.predict import predict_file
-
-    out = Path(arguments.out)
+    folder, out = _run_folder(arguments.run_folder), Path(arguments.out)
     if not out.parent.is_dir():
         message = f"there is no folder {show(str(out.parent))}. Make it first."
         raise SpecError(Fault(message, place=Place(f"--out {out}")))
-    count = predict_file(_run_folder(arguments.run_folder), Path(arguments.data), out)
+    from fitkit.after.predict import predict_file
+
+    count = predict_file(folder, Path(arguments.data), out)
     print(f"wrote {count:,} predictions to {arguments.out}")
 
 

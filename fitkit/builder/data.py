@@ -72,6 +72,7 @@ def prepare(spec: Spec, given: Any, *, dtype: torch.dtype, device: torch.device)
     if given is None:
         assert spec.data is not None
         taken: Part | dict[str, Part] = spec.data.build()
+        spec = _with_target(spec, taken)
     else:
         taken = take(given)
         if spec.data is None or spec.data.name != "arrays":
@@ -86,6 +87,14 @@ def prepare(spec: Spec, given: Any, *, dtype: torch.dtype, device: torch.device)
         parts = {name: _for_model(part, spec) if isinstance(part, Data) else part for name, part in taken.items()}
         return _given_parts(spec, parts, dtype, device)
     return _split_loader(spec, taken, device)
+
+
+def _with_target(spec: Spec, taken: Any) -> Spec:
+    """Name the target column where the spec leaves it to the table: in another file the last may be another one."""
+    component = spec.data
+    if component is None or not component.entry.facts.get("last_is_target") or component.get("target") is not None:
+        return spec
+    return replace(spec, data=replace(component, args={**component.args, "target": list(taken.columns)[-1]}))
 
 
 def _for_model(data: Data, spec: Spec) -> Data:

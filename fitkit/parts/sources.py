@@ -60,7 +60,7 @@ def diabetes() -> Data:
     return _bundled("diabetes")
 
 
-@sources.register
+@sources.register(last_is_target=True)
 def csv(
     *,
     path: ReadPath,
