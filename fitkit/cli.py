@@ -77,6 +77,10 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("run_folder", metavar="RUN")
     predict.add_argument("data", metavar="DATA", help="a .csv, .npy, .npz or .safetensors file")
     predict.add_argument("--out", metavar="FILE", required=True, help="the CSV file to write")
+    for made in (listing, explain, evaluate, predict):
+        made.add_argument(
+            "--code", metavar="FILE", action="append", default=[], help="Python file that registers parts"
+        )
     return top
 
 
@@ -122,11 +126,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _load(arguments: argparse.Namespace) -> Any:
     """Read the spec before torch is imported, so that mistakes of YAML itself are told at once; then check it."""
     tree = compose.read(Path(arguments.spec), arguments.overrides)
-    for file in arguments.code:
-        _run_code(file)
+    _run_codes(arguments)
     from fitkit.builder import check_tree
 
     return check_tree(tree, Path(arguments.spec), bool(arguments.overrides))
+
+
+def _run_codes(arguments: argparse.Namespace) -> None:
+    for file in arguments.code:
+        _run_code(file)
 
 
 def _run_code(file: str) -> None:
@@ -221,12 +229,14 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
+    _run_codes(arguments)
     from fitkit.after.describe import list_table, list_tables
 
     print(list_table(arguments.table) if arguments.table else list_tables())
 
 
 def _explain(arguments: argparse.Namespace) -> None:
+    _run_codes(arguments)
     from fitkit.after.describe import explain
 
     print(explain(arguments.name))
@@ -251,6 +261,7 @@ def _init(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     folder = _run_folder(arguments.run_folder)
+    _run_codes(arguments)
     from fitkit.after.evaluate import evaluate_file, evaluate_split
 
     if arguments.data:
@@ -274,6 +285,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     if not out.parent.is_dir():
         message = f"there is no folder {show(str(out.parent))}. Make it first."
         raise SpecError(Fault(message, place=Place(f"--out {out}")))
+    _run_codes(arguments)
     from fitkit.after.predict import predict_file
 
     count = predict_file(folder, Path(arguments.data), out)

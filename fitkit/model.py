@@ -27,6 +27,7 @@ from fitkit.session import run
 from fitkit.spec import compose
 
 PREDICT_BATCH = 1024
+PRECISIONS = {None: None, "bfloat16": torch.bfloat16, "float16": torch.bfloat16}  # of autocast; a CPU has no float16
 
 
 def fit(
@@ -117,7 +118,7 @@ class Model:
             raise DataError(f"x has shape {shape}; this model takes (N, {', '.join(map(str, inputs['shape']))}).")
         if inputs and inputs["vocabulary"] is not None:
             return samples.long()
-        if not samples.is_floating_point() and (self.transform is not None or not self.card.get("built")):
+        if self.transform is not None or not (samples.is_floating_point() or self.card.get("built")):
             return samples
         dtype = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
         return samples.to(dtype)
@@ -163,14 +164,17 @@ class Model:
     def evaluate(self, data: Any, *, batch_size: int = PREDICT_BATCH) -> dict[str, float]:
         """Return loss and metrics on `data`, given as for `fit`; every sample counts once."""
         self._meaning()
-        declared = {**self.card["spec"], "fit": {"batch_size": batch_size, "device": str(self.device)}}
+        device = str(self.device) if self.device.type == "cuda" else self.device.type
+        declared = {**self.card["spec"], "fit": {"batch_size": batch_size, "device": device}}
         declared.pop("model")
         spec = check_tree(compose.read(declared))
         if isinstance(data, tuple | list) and len(data) == 2:
             data = (self._samples(data[0]), data[1])
-        parts = data if isinstance(data, Mapping) else {"train": data}
+        if isinstance(data, Mapping):
+            raise DataError("evaluate takes one part: (x, y), a Dataset or a DataLoader.")
         dtype = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
-        prepared = prepare(spec, parts, dtype=dtype, device=self.device)
+        given = {"train": data}
+        prepared = prepare(spec, given, dtype=dtype, device=self.device, transform=self.transform)
         prepared = Prepared(**{**vars(prepared), "transform": self.transform})
         contract = choose_loss(spec, prepared.target, prepared)
         built = bool(self.card["built"])
@@ -224,8 +228,11 @@ def load(source: Path | str, *, model: nn.Module | None = None, device: str = "c
         raise CheckpointError(f"{path}: its card does not describe a model: {error}.") from None
     weights.put(model, state, path)
     where = choose_device(device)
-    affine = Affine(transform["shift"], transform["scale"]).to(where) if transform else None
-    return Model(model.to(where), transform=affine, card=card)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    affine = Affine(transform["shift"], transform["scale"]).placed(where, dtype) if transform else None
+    loaded = Model(model.to(where), transform=affine, card=card)
+    loaded.precision = PRECISIONS[card["precision"]]
+    return loaded
 
 
 def features(card: Mapping[str, Any]) -> list[Feature] | None:

@@ -104,7 +104,7 @@ def test_a_transform_asked_for_in_python_is_fitted_on_the_training_rows(tmp_path
     declared = {"data": {"arrays": {"transform": "standardize"}}}
     wide = X * [1, 10, 100, 1000] + 5
     history, model = fit(declared, tmp_path, model=nn.Linear(4, 3), data={"train": (wide, CLASSES)})
-    torch.testing.assert_close(model.transform.shift, torch.tensor(wide.mean(0), dtype=torch.float32))
+    torch.testing.assert_close(model.transform.shift, torch.tensor(wide.mean(0)))
     assert history.stopped == "all 2 epochs done"
 
 

@@ -91,9 +91,7 @@ def _compare(whole: Path, cut: Path) -> None:
     states = [weights.load(folder / run_folder.WEIGHTS)[0] for folder in (whole, cut)]
     for name, tensor in states[0].items():
         if not torch.equal(tensor, states[1][name]):
-            raise TrainingError(
-                f"the weights differ: {name} of the resumed run is not that of the whole one."
-            )
+            raise TrainingError(f"the weights differ: {name} of the resumed run is not that of the whole one.")
     one, other = (History.from_json((f / run_folder.HISTORY_JSON).read_text("utf-8")) for f in (whole, cut))
     for column in one.columns:
         if column == "epoch_seconds":

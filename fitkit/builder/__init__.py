@@ -148,9 +148,10 @@ def _settings(spec: Spec, model: Any, data: Any) -> tuple[torch.device, torch.dt
         faults.append(Fault("a spec needs `model:`, or use fitkit.Model(module).fit(spec).", "model"))
     if model is not None and not isinstance(model, nn.Module):
         faults.append(Fault(f"model= takes a torch.nn.Module, not a {type(model).__name__}."))
+    dtype = _float_dtype(model) if isinstance(model, nn.Module) else torch.get_default_dtype()
     try:
         device = choose_device(spec.fit.device)
-        precision = choose_precision(spec.fit.precision, device)
+        precision = choose_precision(spec.fit.precision, device, dtype)
     except SpecError as error:
         raise SpecError([*faults, *error.faults]) from None
     if faults:
@@ -273,6 +274,14 @@ def _check_monitors(trainer: Trainer, spec: Spec, more: Sequence[Callback]) -> N
                 hint = " There is no validation split: give splits a val above 0."
             message = f"this run has no column {show(column)}.{hint} The columns are {listing(trainer.columns)}."
             faults += component.error(message, "monitor").faults
+        elif column in ("lr", "epoch_seconds"):
+            message = f"{column} does not tell how good the model is. Monitor a loss or a metric."
+            faults += component.error(message, "monitor").faults
+        else:
+            better = trainer.direction(column)
+            if component.get("mode") not in ("auto", better):
+                message = f"{column} is better the {'higher' if better == 'max' else 'lower'} it is. Leave mode out."
+                faults += component.error(message, "mode").faults
         for column in columns_in(component.get("filepath") or "") - set(trainer.columns):
             message = f"this run has no column {show(column)}. Write epoch, {listing(trainer.columns)}."
             faults += component.error(message, "filepath").faults
@@ -303,6 +312,7 @@ def make_card(
         "classes": None if data is None or data.classes is None else list(data.classes),
         "features": features,
         "class_dim": bound.class_dim,
+        "precision": trainer.objective.precision and str(trainer.objective.precision).removeprefix("torch."),
         "squeezed": bound.squeezed,
         "built": ours,
     }

@@ -21,7 +21,7 @@ from fitkit.engine.loading import LoaderBatches
 from fitkit.engine.seeds import SPLIT, derive, kept_random_state
 from fitkit.errors import DataError
 from fitkit.parts.splits import class_counts, default_split
-from fitkit.parts.transforms import default_transform
+from fitkit.parts.transforms import Affine, default_transform
 from fitkit.spec.component import Component
 from fitkit.spec.spec import Spec
 
@@ -64,8 +64,12 @@ class Prepared:
         return "values" if self.first[1].is_floating_point() else "classes"
 
 
-def prepare(spec: Spec, given: Any, *, dtype: torch.dtype, device: torch.device) -> Prepared:
+def prepare(
+    spec: Spec, given: Any, *, dtype: torch.dtype, device: torch.device, transform: nn.Module | None = None
+) -> Prepared:
     """Read, split, transform and place the data; `given` is what Python handed to fit, or None.
+
+    A `transform` that was fitted before is used as it is, on data that comes in parts.
 
     Raises SpecError for a split or transform that does not fit the data, DataError for the data itself.
     """
@@ -85,7 +89,7 @@ def prepare(spec: Spec, given: Any, *, dtype: torch.dtype, device: torch.device)
         if spec.splits is not None:
             raise spec.splits.error("the data comes in parts already (train, val, …). Leave `splits` out.")
         parts = {name: _for_model(part, spec) if isinstance(part, Data) else part for name, part in taken.items()}
-        return _given_parts(spec, parts, dtype, device)
+        return _given_parts(spec, parts, dtype, device, transform)
     return _split_loader(spec, taken, device)
 
 
@@ -120,7 +124,7 @@ def _split_arrays(spec: Spec, data: Data, dtype: torch.dtype, device: torch.devi
     parts = {name: _batches(placed, spec, rows[name]) for name in PARTS if name in rows}
     counts = class_counts(data, rows) if data.target == "classes" and data.y is not None and data.y.ndim == 1 else ""
     if data.window is None and "val" in rows:
-        counts += "\n" + say_shared(data.x[rows["train"]], data.x[rows["val"]])
+        counts += "\n" + say_shared(data.x, rows["train"], data.x, rows["val"])
     return Prepared(
         parts=parts,
         data=placed,
@@ -160,6 +164,8 @@ def _placed(data: Data, transform: nn.Module | None, dtype: torch.dtype, device:
     """
     own = transform is not None or data.vocabulary is not None
     own = own or (data.given_in_python and not data.x.is_floating_point())
+    if device.type == "mps" and data.x.dtype is torch.float64:
+        own = False
     x = data.x.to(device, None if own else dtype)
     if data.y is None:
         return replace(data, x=x, starts=None if data.starts is None else data.starts.to(device))
@@ -173,20 +179,27 @@ def _transform(
     assert spec.data is not None
     asked = spec.data.get("transform")
     if asked == "auto":
-        name = None if spec.data.name == "arrays" else default_transform(data)
+        asked_for = spec.data.name != "arrays" or "transform" in spec.data.args
+        name = default_transform(data) if asked_for else None
         asked = None if name is None else default("transforms", name, f"{spec.data.path}.transform")
     if not isinstance(asked, Component):
         return None
     if data.vocabulary is not None:
         raise asked.error("the samples are token ids: they have no scale.")
-    made: nn.Module = asked.build(data.x if train is None else data.x.index_select(0, train))
-    return made.to(device, dtype)
+    made = asked.build(data.x if train is None else data.x.index_select(0, train.to(data.x.device)))
+    if isinstance(made, Affine):
+        return made.placed(device, dtype)
+    module: nn.Module = made
+    return module.to(device, dtype)
 
 
-def _given_parts(spec: Spec, parts: Mapping[str, Part], dtype: torch.dtype, device: torch.device) -> Prepared:
+def _given_parts(
+    spec: Spec, parts: Mapping[str, Part], dtype: torch.dtype, device: torch.device, transform: nn.Module | None
+) -> Prepared:
     batches: dict[str, Batches] = {}
     train = parts["train"]
-    transform = _transform(spec, train, None, dtype, device) if isinstance(train, Data) else None
+    if transform is None and isinstance(train, Data):
+        transform = _transform(spec, train, None, dtype, device)
     placed = _placed(train, transform, dtype, device) if isinstance(train, Data) else None
     for name, part in parts.items():
         if isinstance(part, Data):
@@ -200,7 +213,7 @@ def _given_parts(spec: Spec, parts: Mapping[str, Part], dtype: torch.dtype, devi
     rows = {name: torch.arange(len(part)) for name, part in parts.items() if isinstance(part, Data)}
     names = {name: f'data["{name}"]' for name in parts}
     val = parts.get("val")
-    shared = say_shared(train.x, val.x) if isinstance(train, Data) and isinstance(val, Data) else ""
+    shared = say_shared(train.x, None, val.x, None) if isinstance(train, Data) and isinstance(val, Data) else ""
     return Prepared(
         parts=batches,
         data=placed,

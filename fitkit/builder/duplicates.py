@@ -9,13 +9,17 @@ MOST_BYTES = 1 << 28  # of x; beyond that counting would cost noticeable time
 CHUNK = 1 << 22
 
 
-def say_shared(train: Tensor, val: Tensor) -> str:  # (N, ...), (M, ...)
-    """Return a line that counts the rows of val that train has too, or an empty one where none is, or x is large."""
-    size = train.numel() * train.element_size()
-    if size > MOST_BYTES or not len(train) or not len(val) or train[0].numel() == 0 or train.dtype != val.dtype:
+def say_shared(x: Tensor, train: Tensor | None, other: Tensor, val: Tensor | None) -> str:
+    """Return a line that counts the rows of val that train has too, or an empty one where none is, or x is large.
+
+    Train is the rows `train` of x (N, ...), val the rows `val` of `other` (M, ...); None stands for all rows.
+    """
+    size = x.numel() * x.element_size()
+    if size > MOST_BYTES or not len(x) or not len(other) or x[0].numel() == 0 or x.dtype != other.dtype:
         return ""
-    shared = int(torch.isin(_codes(val), _codes(train)).sum())
-    return f"{shared} of {len(val)} rows of val are duplicates of rows of train" if shared else ""
+    codes = [_codes(t if rows is None else t[rows.to(t.device)]) for t, rows in ((x, train), (other, val))]
+    shared = int(torch.isin(codes[1].cpu(), codes[0].cpu()).sum())
+    return f"{shared} of {len(codes[1])} rows of val are duplicates of rows of train" if shared else ""
 
 
 def _codes(x: Tensor) -> Tensor:  # (N, ...) -> (N,) int64

@@ -24,6 +24,7 @@ from fitkit.spec.component import Component
 from fitkit.spec.spec import Spec
 from fitkit.spec.types import Range
 
+MOST_GUESSED = 20  # different whole numbers that are taken for classes without a word
 CLASSIFYING = ("classes", "binary", "signs")
 # What metrics and predictions see in place of such outputs: logits, above 0 for class 1, and values.
 METRIC_OUTPUT: dict[str, Callable[[Tensor], Tensor]] = {"probabilities": torch.logit, "log_rates": torch.exp}
@@ -50,15 +51,43 @@ def choose_loss(spec: Spec, target: Target, prepared: Prepared) -> Contract:
     if kind == "classes":
         _refuse_one_hot(prepared)
     if kind == "classes" and target == "values":
+        rather = _say_task(spec, "classes") or "give them as integers"
         raise loss.error(
             f"{loss.name} compares class numbers, but the target holds real numbers{_example(prepared)}. For "
-            "regression write loss: mse_loss; if they are classes, give them as integers."
+            f"regression write loss: mse_loss; if they are classes, {rather}."
         )
     if kind == "values" and target == "classes" and spec.loss is not None and _vector_classes(prepared):
-        raise loss.error(f"{loss.name} compares numbers, but the target holds classes. Write loss: cross_entropy.")
-    if kind in ("binary", "signs") and prepared.data is not None and prepared.data.y is not None:
-        _check_binary(loss, prepared.data.y)
+        rather = _say_task(spec, "values")
+        rather = f" Write loss: cross_entropy{f'; if they are quantities, {rather}' if rather else ''}."
+        raise loss.error(f"{loss.name} compares numbers, but the target holds classes.{rather}")
+    if kind == "values" and spec.loss is None:
+        _refuse_one_hot(prepared)
+    if kind == "classes" and spec.loss is None:
+        _refuse_quantities(prepared)
+    if kind in ("binary", "signs"):
+        for batches in prepared.parts.values():
+            whole = batches.y if isinstance(batches, ArrayBatches) else None
+            _check_binary(loss, prepared.first[1] if whole is None else whole)
     return Contract(loss, kind)
+
+
+def _refuse_quantities(prepared: Prepared) -> None:
+    """Refuse whole numbers from Python that look like quantities where no loss says what they are."""
+    data = prepared.data
+    if data is None or not data.given_in_python or data.y is None or data.classes is not None or data.window:
+        return
+    different, rows = len(torch.unique(data.y)), data.y.numel()
+    if different > MOST_GUESSED and (2 * different > rows or different < int(data.y.max()) // 2 or data.y.min() < 0):
+        raise DataError(
+            f"{data.name}: y holds {different} different whole numbers. For a regression write loss: mse_loss; for "
+            "classes write loss: cross_entropy."
+        )
+
+
+def _say_task(spec: Spec, task: str) -> str:
+    """Return the words that make a source read its target otherwise; nothing for a source that cannot."""
+    source = spec.data
+    return f"write data.{source.name}.task: {task}" if source and "task" in source.entry.arguments else ""
 
 
 def _refuse_one_hot(prepared: Prepared) -> None:
@@ -146,10 +175,16 @@ def make_objective(
     loss = _with_numbers(loss, contract, prepared, aligned)
     train_loss, val_loss = _bind_loss(loss, aligned)
     metrics = choose_metrics(spec, contract, aligned)
-    train_loss(aligned, target)
+    _check_pair(loss, train_loss, aligned, target)
     bound = tuple(_bind_metric(metric, loss) for metric in metrics)
-    for metric in bound:
-        metric.function(aligned, target)
+    for metric, component in zip(bound, metrics, strict=True):
+        rows = metric.function(aligned, target)
+        if not isinstance(rows, Tensor) or rows.ndim not in (1, 2) or len(rows) != len(target):
+            gave = f"shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else f"a {type(rows).__name__}"
+            raise component.error(
+                f"{metric.name} must return one row a sample, ({len(target)},) here, but it gave {gave}. fitkit sums "
+                "them over the epoch and divides: leave out .mean()."
+            )
     objective = replace(objective, align=align, loss=train_loss, val_loss=val_loss, metrics=bound)
     last, _ = class_dimensions(tuple(output.shape), tuple(y.shape))
     return Bound(
@@ -300,6 +335,18 @@ def choose_metrics(spec: Spec, contract: Contract, output: Tensor) -> tuple[Comp
     if classifying and not any(metric.name == "accuracy" for metric in metrics):
         metrics.insert(0, default("metrics", "accuracy", "metrics"))
     return tuple(metrics)
+
+
+def _check_pair(loss: Component, function: Loss, output: Tensor, target: Tensor) -> None:
+    """Check that a loss returns a sum and a count: both are twice as large for the batch twice over."""
+    once: Any = function(output, target)
+    if not isinstance(once, tuple) or len(once) != 2 or not isinstance(once[0], Tensor) or once[0].ndim:
+        raise loss.error(f"{loss.name} must return (sum, count): a tensor of one number, and what divides it.")
+    twice = function(torch.cat([output, output]), torch.cat([target, target]))
+    total, count = float(once[0]), float(once[1])
+    for what, one, two in (("sum", total, float(twice[0])), ("count", count, float(twice[1]))):
+        if not abs(two - 2 * one) <= 1e-3 * abs(two) + 1e-6 and one == one:
+            raise loss.error(f"the {what} that {loss.name} returns does not add up over samples: use reduction='sum'.")
 
 
 def _bind_metric(metric: Component, loss: Component) -> Metric:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from fitkit.data import Data
 from fitkit.parts.callbacks import callbacks
 from fitkit.parts.layers import layers
@@ -18,6 +20,14 @@ from fitkit.spec.component import Component
 from fitkit.spec.table import Table
 
 PLATEAU = "ReduceLROnPlateau"  # the one schedule with memory: a callback, which may stand under `schedule:` too
+
+
+def _copy(table: Table) -> Table:
+    """Return a table of its own with the same entries, so that what is added here is not in the module's."""
+    return copy.copy(table)
+
+
+sources, schedules, callbacks = _copy(sources), _copy(schedules), _copy(callbacks)
 
 
 @sources.register

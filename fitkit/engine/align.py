@@ -74,6 +74,8 @@ def _classes(output: tuple[int, ...], target: tuple[int, ...], ignore_index: int
         )
 
     def align(output: Tensor, target: Tensor) -> Aligned:
+        if target.dtype != torch.int64:
+            target = target.long()
         if output.ndim > 2:
             output = (output if last else output.movedim(1, -1)).flatten(0, -2)
             target = target.flatten()
@@ -105,5 +107,5 @@ def looks_like_probabilities(output: Tensor) -> bool:  # (M, C) -> whether every
     """Tell whether a model that should give logits gives probabilities: softmax twice trains, slowly and wrongly."""
     if output.ndim != 2 or output.shape[1] < 2 or len(output) == 0:
         return False
-    sums = output.double().sum(1)
+    sums = output.float().sum(1)  # MPS has no float64
     return bool((output >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-4))

@@ -30,11 +30,19 @@ def choose_device(asked: str) -> torch.device:
     return torch.device("cuda:0") if asked == "cuda" else device
 
 
-def choose_precision(asked: str, device: torch.device) -> torch.dtype | None:
-    """Return the dtype of autocast, or None for the parameters' own; auto is bf16 on a GPU that has it."""
+def choose_precision(asked: str, device: torch.device, dtype: torch.dtype = torch.float32) -> torch.dtype | None:
+    """Return the dtype of autocast, or None for the parameters' own; auto is bf16 on a GPU that has it.
+
+    Autocast changes float32 alone: a module in another dtype computes in that.
+    """
     if asked == "fp16" and device.type == "cpu":
         message = "fp16 does not train on a CPU. Write bf16, which keeps fp32's range, or fp32."
         raise SpecError(Fault(message, "fit.precision"))
+    if dtype is not torch.float32 and asked in ("bf16", "fp16"):
+        own = str(dtype).removeprefix("torch.")
+        raise SpecError(Fault(f"the module is {own}, which {asked} would not change. Write auto.", "fit.precision"))
+    if dtype is not torch.float32:
+        return None
     if asked == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[asked]
@@ -43,7 +51,8 @@ def choose_precision(asked: str, device: torch.device) -> torch.dtype | None:
 @contextlib.contextmanager
 def run_settings(options: FitOptions, device: torch.device) -> Iterator[None]:
     """Hold the global settings of a fit while it runs, then put back what was there, the random state included."""
-    was = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), kept_random_state():
         try:
@@ -53,5 +62,5 @@ def run_settings(options: FitOptions, device: torch.device) -> Iterator[None]:
                 torch.backends.cudnn.benchmark = False
             yield
         finally:
-            torch.use_deterministic_algorithms(was[0])
-            torch.backends.cudnn.benchmark = was[1]
+            torch.use_deterministic_algorithms(was[0], warn_only=was[1])
+            torch.backends.cudnn.benchmark = benchmark

@@ -57,6 +57,7 @@ def arrays(x: Any, y: Any, name: str) -> Data:
         )
     if len(x) == 0:
         raise DataError(f"{name}: there are no rows.")
+    y = y.cpu()  # splits and class counts are made there; it is small
     y = y.long() if y.dtype in NO_CLASSES else y
     for part, values in (("x", x), ("y", y)):
         refuse_nan(values, f"{name}: {part}")

@@ -6,6 +6,7 @@ The order of an epoch is a function of (seed, epoch); what a sample's own code d
 
 from __future__ import annotations
 
+import copy
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sized
@@ -52,12 +53,19 @@ class LoaderBatches:
         self.dataset, self.device, self.name = dataset, device, name
         self.batch_size = batch_size if loader is None else loader.batch_size or batch_size
         self.iterable = isinstance(dataset, IterableDataset)
-        self.options = {"num_workers": workers} if loader is None else _options(loader)
+        own = {"num_workers": workers, "persistent_workers": workers > 0 and not self.iterable}
+        self.options = own if loader is None else _options(loader)
         if self.iterable and loader is None and workers:
             warnings.warn(
                 "each worker would read the whole of a dataset that is only iterated: using none", stacklevel=2
             )
             self.options["num_workers"] = 0
+        if loader is not None and loader.batch_sampler is None:
+            raise DataError(
+                f"{name}: a loader with batch_size=None yields what its dataset batches. Give a batch_size."
+            )
+        if self.iterable:  # workers that live on would keep the state of their generators from epoch to epoch
+            self.options["persistent_workers"] = False
         self.collate: Callable[..., Any] = default_collate if loader is None else loader.collate_fn
         self.samples: int | None = None
         self.per_epoch: int | None = None
@@ -89,15 +97,17 @@ class LoaderBatches:
             self._loader = self._make_loader()
         if self.plan is not None:
             self.plan.set(seed, epoch, training, start)
-        if self._loader.generator is not None:
-            self._loader.generator.manual_seed(derive(seed, SAMPLE, epoch))
-        for batch in self._loader:
+        loader = self._loader
+        if loader.generator is not None:
+            loader.generator.manual_seed(derive(seed, SAMPLE, epoch))
+        if self.iterable:
+            self._loader = None
+        for batch in loader:
             yield self._pair(batch)
 
     def _make_loader(self) -> DataLoader[Any]:
         # A loader draws a base seed from the global generator at every iter() unless it has its own.
         options: dict[str, Any] = {**self.options, "generator": torch.Generator()}
-        options["persistent_workers"] = options["num_workers"] > 0
         if self.plan is None:
             return DataLoader(self.dataset, batch_size=self.batch_size, collate_fn=self.collate, **options)
         seeded = _Seeded(self.dataset)
@@ -110,12 +120,13 @@ class LoaderBatches:
             raise DataError(
                 f"{self.name}: a sample must be a pair (x, y) of tensors or numbers, but a batch is {kind}."
             )
-        return batch[0].to(self.device, non_blocking=True), batch[1].to(self.device, non_blocking=True)
+        pinned = self.device.type == "cuda"  # elsewhere an asynchronous copy may read memory that has changed
+        return batch[0].to(self.device, non_blocking=pinned), batch[1].to(self.device, non_blocking=pinned)
 
 
 def _options(loader: DataLoader[Any]) -> dict[str, Any]:
     options = {name: getattr(loader, name) for name in KEPT}
-    return {**options, "num_workers": loader.num_workers}
+    return {**options, "num_workers": loader.num_workers, "persistent_workers": loader.persistent_workers}
 
 
 class _Plan:
@@ -147,9 +158,10 @@ class _Plan:
             self.batch_sampler = batches
             return
         self.batch_size, self.drop_last, sampler = batches.batch_size, batches.drop_last, batches.sampler
-        whole = type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(self.rows)
+        dataset: Any = loader.dataset
+        plain = type(sampler) in (RandomSampler, SequentialSampler) and _length(sampler) == len(dataset)
         self.shuffle = type(sampler) is RandomSampler
-        if not whole and type(sampler) is not SequentialSampler:
+        if not plain or getattr(sampler, "replacement", False):
             self.sampler = sampler
 
     @property
@@ -161,6 +173,9 @@ class _Plan:
         self.seed, self.epoch, self.training, self.start = seed, epoch, training, start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return copy.copy(self)._keys()  # of its own: an evaluation may begin while this iteration is under way
+
+    def _keys(self) -> Iterator[list[tuple[int, int]]]:
         batches = self._drawn(self.batch_sampler) if self.batch_sampler is not None else self._cut()
         for batch in itertools.islice(batches, self.start, None):
             yield [(row, derive(self.seed, SAMPLE, self.epoch, row)) for row in batch]

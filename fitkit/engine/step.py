@@ -16,6 +16,7 @@ from fitkit.engine.align import Align
 from fitkit.engine.batches import Batch
 from fitkit.engine.private import bare_step
 
+HALF = (torch.float16, torch.bfloat16)
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, "int | Tensor"]]  # aligned output, target -> sum, count
 
 
@@ -57,7 +58,7 @@ class Objective:
             return model(x)  # type: ignore[no-any-return]
         with torch.autocast(x.device.type, self.precision):
             output = model(x)
-        return output.float()  # type: ignore[no-any-return]
+        return output.float() if output.dtype in HALF else output  # type: ignore[no-any-return]
 
     def forward(self, model: nn.Module, x: Tensor, y: Tensor, training: bool) -> tuple[Any, ...]:
         """Return the loss's sum and count, the metrics' sums, and the number of positions that count."""
@@ -182,7 +183,7 @@ class TrainStep:
             wide = count.to(total)  # the inverse of an int64 would be float32
             return torch.where(wide > 0, 1 / wide, 0)
         if count not in self.inverses:
-            self.inverses[count] = torch.tensor(1 / count if count else 0.0, dtype=total.dtype, device=total.device)
+            self.inverses[count] = torch.full((), 1 / count if count else 0.0, dtype=total.dtype, device=total.device)
         return self.inverses[count]
 
     def _gradients(self) -> list[Tensor]:
@@ -218,5 +219,6 @@ class eval_mode:  # noqa: N801  (used as a word in a `with`)
         self.model.eval()
 
     def __exit__(self, *_: object) -> None:
+        self.model.train(self.modes[0][1])  # for modules whose own train() does more than set a flag
         for module, mode in self.modes:
             module.training = mode

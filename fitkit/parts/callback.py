@@ -93,6 +93,16 @@ class Callback:
     `remembers` names the attributes that a resumed fit needs again: plain JSON values, no NaN, no infinity.
     """
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a method whose name looks like a hook and is none: it would never be called."""
+        super().__init_subclass__(**options)
+        hooks = [name for name in dir(Callback) if name.startswith("on_")]
+        for name in vars(cls):
+            if name.startswith("on_") and name not in hooks:
+                near = nearest(name, hooks)
+                hint = f" Did you mean {show(near)}?" if near else ""
+                raise SpecError(f"{cls.__name__}.{name}: there is no such hook.{hint} The hooks are {listing(hooks)}.")
+
     remembers: tuple[str, ...] = ()
     writes_files = False  # whether it needs a run folder
 

@@ -255,6 +255,8 @@ def _fuses(component: Component, model: nn.Module, device: torch.device) -> bool
     factory = component.entry.factory
     if "fused" not in inspect.signature(factory).parameters:
         return False
+    if factory is torch.optim.SGD and component.get("momentum"):
+        return False  # its momentum starts from uninitialised memory when the first step is skipped or has no gradient
     if any(getattr(module, "sparse", False) for module in model.modules()):
         return False  # an Embedding with sparse gradients, which fused kernels refuse
     dtypes = dict.fromkeys(parameter.dtype for parameter in model.parameters() if parameter.requires_grad)

@@ -10,34 +10,49 @@ from torch import Tensor, nn
 from fitkit.data import Data
 from fitkit.spec.table import Table
 
+ROUNDED = (torch.float64, torch.int32, torch.int64)  # float32 cannot hold all of their values
 CHUNK = 1 << 24  # numbers that are taken to float64 at a time
 
 transforms = Table("transform")
 
 
 class Affine(nn.Module):
-    """`(x - shift) * scale`, in the dtype of the buffers: (B, ...) -> (B, ...).
+    """`(x - shift) * scale` in `dtype`: (B, ...) -> (B, ...).
 
-    The buffers broadcast against one sample. Where x is of a wider type (float64), the difference is taken in that
-    first, so that a large offset cancels before it is rounded.
+    The buffers broadcast against one sample and are kept in float64 (float32 where the device has no wider). Where x
+    is float64 or holds large whole numbers the difference is taken in that, so that a large offset cancels before
+    anything is rounded; otherwise in float32, in which x is exact.
     """
 
     shift: Tensor
     scale: Tensor
+    narrow_shift: Tensor
+    narrow_scale: Tensor
 
-    def __init__(self, shift: Tensor, scale: Tensor) -> None:
+    def __init__(self, shift: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.register_buffer("shift", shift)
-        self.register_buffer("scale", scale)
+        self.dtype = dtype
+        self.narrow = torch.promote_types(dtype, torch.float32)
+        self.wide = torch.float32 if shift.device.type == "mps" else torch.float64
+        self.register_buffer("shift", shift.to(self.wide))
+        self.register_buffer("scale", scale.to(self.wide))
+        self.register_buffer("narrow_shift", shift.to(self.narrow), persistent=False)
+        self.register_buffer("narrow_scale", scale.to(self.narrow), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x moved by `shift` and multiplied by `scale`."""
-        wide = torch.promote_types(x.dtype, self.shift.dtype)
-        return (x.to(wide) - self.shift).to(self.scale.dtype) * self.scale
+        if x.dtype in ROUNDED:
+            return ((x.to(self.wide) - self.shift) * self.scale).to(self.dtype)
+        return ((x.to(self.narrow) - self.narrow_shift) * self.narrow_scale).to(self.dtype)
+
+    def placed(self, device: torch.device, dtype: torch.dtype) -> Affine:
+        """Return the same transform on a device, with its results in a dtype; MPS has no float64."""
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        return Affine(self.shift.to(wide).to(device), self.scale.to(wide).to(device), dtype)
 
 
 @transforms.register
-def standardize(x: Tensor) -> nn.Module:
+def standardize(x: Tensor) -> Affine:
     """Give each feature mean 0 and standard deviation 1 over the training rows.
 
     A feature is a column of (N, D) or (N, T, D), or a channel of (N, C, H, W). The deviation is the population's, and
@@ -53,7 +68,7 @@ def standardize(x: Tensor) -> nn.Module:
 
 
 @transforms.register(primary="range")
-def scale(x: Tensor, *, range: tuple[float, float] | None = None) -> nn.Module:
+def scale(x: Tensor, *, range: tuple[float, float] | None = None) -> Affine:
     """Bring x to [0, 1]: each feature by its smallest and largest training value, or all by `range`.
 
     Features are those of `standardize`. Bytes (uint8) are taken for pixels: 0 stays 0, and all of x is divided by its
@@ -100,4 +115,4 @@ def _affine(shift: Tensor, spread: Tensor) -> Affine:  # (1, ...), (1, ...) floa
     factor = torch.where(spread == 0, 1.0, 1 / spread)
     if not (shift.float().isfinite() & factor.float().isfinite() & (factor.float() > 0)).all():
         raise ValueError("x has a feature whose mean or spread is beyond float32: multiply or divide it beforehand")
-    return Affine(shift.float(), factor.float())
+    return Affine(shift, factor)

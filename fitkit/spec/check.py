@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
@@ -201,6 +202,9 @@ class _Checker:
     def unknown_name(self, name: str, table: str, path: str, place: Place | None) -> None:
         known, kind, right = self.tables[table], self.tables[table].kind, self.right_name(name, table)
         message = f"there is no {kind} {show(name)}."
+        if rather := self.call_or_list(name, table):
+            self.fault(f"{message} Write {rather}.", path, place)
+            return
         elsewhere = next((other for other, entries in self.tables.items() if name in entries), None)
         owners = [entry.name for entry in known.values() if name in entry.arguments]
         if table == "sources" and (suffix := PurePath(name).suffix.lower()):
@@ -226,6 +230,16 @@ class _Checker:
         elif not right:
             message += f" `fitkit list {table}` shows all {len(known)}."
         self.fault(message, path, place)
+
+    def call_or_list(self, name: str, table: str) -> str | None:
+        """Return how a spec writes what is written like Python, `AdamW(lr=1e-3)`, or as names with commas."""
+        call = re.fullmatch(r"([\w.]+)\((.*)\)", name)
+        if call and (right := self.right_name(call[1], table)):
+            primary = self.tables[table][right].primary
+            named = re.findall(r"(\w+)\s*=", call[2])
+            return _call(right, named or [primary] * bool(primary and call[2]))
+        words = re.split(r"[,\s]+", name)
+        return f"[{', '.join(words)}]" if len(words) > 1 and set(words) <= set(self.tables[table]) else None
 
     def right_name(self, name: str, table: str) -> str | None:
         """Return the name of a table that was most likely meant, also by its dotted path in another library."""

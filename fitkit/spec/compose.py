@@ -134,6 +134,8 @@ def _by_name(node: Node) -> Node:
 def override(root: Node, key: str, value: Any) -> Node:
     """Return the tree with the value at a dotted key replaced or added; `value` is a node or plain Python."""
     node = value if isinstance(value, Node) else reader.read_object(value, key)
+    if not key.isprintable():
+        raise SpecError(Fault(f"the key {show(key)} holds characters that cannot be printed.", place=node.place))
     if key == "extends":
         raise SpecError(Fault("a base spec is named in the file, not by an override.", key, node.place))
     return _set(root, key.split("."), node, "")
@@ -141,7 +143,10 @@ def override(root: Node, key: str, value: Any) -> Node:
 
 def _set(node: Node, keys: list[str], new: Node, path: str) -> Node:
     if not keys:
-        return replace(new, key_place=new.place)
+        new = replace(new, key_place=new.place)
+        if not isinstance(new.value, dict) or node.value is None or not path:
+            return new
+        return merge(node, new, path.count(".") + 1, path.split(".")[0])  # as a spec is laid over its base
     head, section, level = keys[0], path.split(".")[0], path.count(".") + 1 if path else 0
     if level == 1 and section in (*ONE, *SEVERAL) and not (section == "model" and isinstance(node.value, list)):
         node = _by_name(node)

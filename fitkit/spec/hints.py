@@ -105,6 +105,7 @@ ARGUMENTS = {
 VALUES = {
     "16-mixed": "fp16", "bf16-mixed": "bf16", "32-true": "fp32", "16": "fp16", "32": "fp32", "float32": "fp32",
     "float16": "fp16", "bfloat16": "bf16", "half": "fp16", "mixed": "auto", "gpu": "cuda", "GPU": "cuda",
+    "0": "cuda", "1": "cuda",
 }  # fmt: skip
 
 COMPONENT_KEYS = ("name", "type", "class", "class_path", "class_name", "_target_", "_component_", "@optimizers")

@@ -119,7 +119,7 @@ class Table(dict[str, Entry]):
 
     def _enter(self, factory: Any, own: dict[str, Argument], primary: str | None, facts: Mapping[str, Any]) -> Any:
         name = factory.__name__
-        if name in self:
+        if name in self and not _same_definition(self[name].factory, factory):
             raise ValueError(f'the {self.kind} table has a "{name}" already')
         for fact, choices in self.facts.items():
             if facts.get(fact) not in choices:
@@ -132,6 +132,11 @@ class Table(dict[str, Entry]):
             raise ValueError(f'{name}: the primary argument "{primary}" is none of {sorted(arguments)}')
         self[name] = Entry(name, factory, arguments, primary, dict(facts))
         return factory
+
+
+def _same_definition(old: Any, new: Any) -> bool:
+    """Tell whether a definition was run again, as notebook cells are."""
+    return (old.__module__, old.__qualname__) == (new.__module__, new.__qualname__)
 
 
 def _keyword_only(factory: Any, refine: Mapping[str, Any], shared: bool = False) -> dict[str, Argument]:

@@ -161,8 +161,7 @@ def _number(base: Any, value: Any, marks: tuple[Any, ...], node: Node, path: str
 def _string(value: str, marks: tuple[Any, ...], node: Node, path: str) -> str:
     for mark in marks:
         if isinstance(mark, Pattern) and not re.fullmatch(mark.regex, value):
-            near = meant(value, re.split(r",? or |, ", mark.words))
-            hint = f" Did you mean {show(near)}?" if near else ""
+            hint = advice(Annotated[str, mark], node)
             raise Mismatch(f"expects {mark.words}, not {show(value)}.{hint}", node, path)
         if isinstance(mark, InputPath):
             return str(_input_path(value, node, path))
@@ -227,6 +226,8 @@ def advice(annotation: Any, node: Node) -> str:
     words = [
         w for base in bases if typing.get_origin(base) is Literal for w in typing.get_args(base) if isinstance(w, str)
     ]
+    patterns = [m for option in options(annotation) for m in _unpack(option)[1] if isinstance(m, Pattern)]
+    words += [word for pattern in patterns for word in re.split(r",? or |, ", pattern.words)]
     if near := meant(value, words):
         return f" Did you mean {show(near)}?"
     if any(_holds_one(option, node) for option in options(annotation)):
@@ -234,7 +235,7 @@ def advice(annotation: Any, node: Node) -> str:
     if not isinstance(value, str):
         if bool in bases and value in (0, 1):
             return f" Write {'true' if value else 'false'}."
-        return " Put it in quotes." if str in bases else ""
+        return " Put it in quotes." if str in bases and not patterns else ""
     if int in bases or float in bases:
         if node.quoted and isinstance(scalar(value), int | float):
             return " Remove the quotes."
