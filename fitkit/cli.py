@@ -13,12 +13,12 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from fitkit import __version__
-from fitkit.errors import Fault, FitkitError, Place, SpecError, listing, nearest, show
+from fitkit.errors import Fault, FitkitError, Place, SpecError, listing, nearest, printable, show
 from fitkit.spec import compose
 
 EPILOG = "A spec is a YAML file: see `fitkit init DATA` for a first one, and `fitkit list` for what it may say."
@@ -35,6 +35,20 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(run=function)
         return made
 
+    _add_training(command)
+    _add_others(command)
+    return top
+
+
+Command = Callable[[str, str, Any], argparse.ArgumentParser]
+
+
+def _add_code(command: argparse.ArgumentParser) -> None:
+    help = "Python file that registers parts"
+    command.add_argument("--code", metavar="FILE", action="append", default=[], help=help)
+
+
+def _add_training(command: Command) -> None:
     for name, text, function in (
         ("fit", "train what a spec declares", _fit),
         ("check", "find every mistake in a spec, without training", _check),
@@ -42,9 +56,7 @@ def parser() -> argparse.ArgumentParser:
         made = command(name, text, function)
         made.add_argument("spec", metavar="SPEC", help="path of the YAML file")
         made.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="e.g. optimizer.AdamW.lr=1e-2 fit.epochs=3")
-        made.add_argument(
-            "--code", metavar="FILE", action="append", default=[], help="Python file that registers parts"
-        )
+        _add_code(made)
         made.add_argument("--quiet", action="store_true", help="print only warnings, errors and the run folder")
         if name == "fit":
             made.add_argument("--out", metavar="DIR", help="run folder (default: runs/<name>, then -2, -3, …)")
@@ -59,6 +71,9 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--kills", type=int, default=5, metavar="N", help="how many kills (default: 5)")
     verify.add_argument("--seed", type=int, default=0, metavar="N", help="of the random moments (default: 0)")
     verify.add_argument("--checkpoint-every", metavar="N", default="5 steps", help='default: "5 steps"')
+
+
+def _add_others(command: Command) -> None:
     listing = command("list", "list the names that a spec may use", _list)
     listing.add_argument("table", metavar="TABLE", nargs="?", help="optimizers, losses, layers, …")
     explain = command("explain", "explain a name or a key of a spec", _explain)
@@ -78,16 +93,13 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("data", metavar="DATA", help="a .csv, .npy, .npz or .safetensors file")
     predict.add_argument("--out", metavar="FILE", required=True, help="the CSV file to write")
     for made in (listing, explain, evaluate, predict):
-        made.add_argument(
-            "--code", metavar="FILE", action="append", default=[], help="Python file that registers parts"
-        )
-    return top
+        _add_code(made)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = _parse(argv)
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: print(f"warning: {printable(str(message))}", file=sys.stderr)
     warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # torch works without it, and so does fitkit
     stopped = signal.SIGINT
 
@@ -212,7 +224,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
     trainer, _ = assemble(spec, None, None, run_folder.fresh(spec.name))
     if not arguments.quiet:
-        print(f"{arguments.spec}: no mistakes found.\n{trainer}")
+        print(printable(f"{arguments.spec}: no mistakes found.\n{trainer}"))
     return 0
 
 
@@ -255,7 +267,8 @@ def _init(arguments: argparse.Namespace) -> None:
     if out.exists():
         raise SpecError(Fault("is there already. Give another name with --out FILE.", place=Place(str(out))))
     text = starter(Path(arguments.data), arguments.target, out.absolute().parent)
-    out.write_text(text, encoding="utf-8")
+    with out.open("x", encoding="utf-8") as file:  # "x": a link that leads nowhere yet is not followed
+        file.write(text)
     print(f"wrote {out}. Next: fitkit fit {out}")
 
 

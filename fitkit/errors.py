@@ -24,6 +24,9 @@ class FitkitError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
 
 class DataError(FitkitError):
     """The data cannot be used: the message names the file, row and column, or the tensor."""
@@ -83,6 +86,13 @@ class SpecError(FitkitError):
         if len(self.faults) > MOST_FAULTS:
             lines.append(f"… and {len(self.faults) - MOST_FAULTS} more mistakes.")
         super().__init__("\n".join(lines))
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal would act on: files, columns and classes are named by whoever wrote them."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:

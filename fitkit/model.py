@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fitkit import run_folder
 from fitkit.builder import Overrides, SpecLike, check_tree, load_spec, make_model
+from fitkit.builder.card import PRECISIONS, check_card
 from fitkit.builder.data import Prepared, prepare
 from fitkit.builder.objective import choose_loss, make_objective
 from fitkit.builder.tables import TABLES
@@ -27,7 +28,6 @@ from fitkit.session import run
 from fitkit.spec import compose
 
 PREDICT_BATCH = 1024
-PRECISIONS = {None: None, "bfloat16": torch.bfloat16, "float16": torch.bfloat16}  # of autocast; a CPU has no float16
 
 
 def fit(
@@ -165,8 +165,8 @@ class Model:
         """Return loss and metrics on `data`, given as for `fit`; every sample counts once."""
         self._meaning()
         device = str(self.device) if self.device.type == "cuda" else self.device.type
-        declared = {**self.card["spec"], "fit": {"batch_size": batch_size, "device": device}}
-        declared.pop("model")
+        measured = {key: self.card["spec"][key] for key in ("loss", "metrics")}
+        declared = {**measured, "fit": {"batch_size": batch_size, "device": device}}
         spec = check_tree(compose.read(declared))
         if isinstance(data, tuple | list) and len(data) == 2:
             data = (self._samples(data[0]), data[1])
@@ -217,6 +217,7 @@ def load(source: Path | str, *, model: nn.Module | None = None, device: str = "c
     path = Path(source)
     path = path / run_folder.WEIGHTS if path.is_dir() else path
     state, transform, card = weights.load(path)
+    check_card(card, transform, path)
     try:
         inputs = Inputs(tuple(card["inputs"]["shape"]), card["inputs"]["vocabulary"])
         if model is None:

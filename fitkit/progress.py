@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fitkit.errors import printable
 from fitkit.history import History
 from fitkit.parts.callback import Callback
 
@@ -49,7 +50,7 @@ class Lines(Callback):
     def on_train_begin(self, trainer: Any) -> None:
         """Show what will run, on standard error."""
         if not self.quiet:
-            print(trainer, file=sys.stderr)
+            print(printable(str(trainer)), file=sys.stderr)
 
     def on_epoch_end(self, trainer: Any) -> None:
         """Print the row of the epoch."""

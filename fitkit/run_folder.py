@@ -54,6 +54,13 @@ def read_history(folder: Path) -> History:
         raise CheckpointError(f"{folder / HISTORY_JSON}: cannot be read: {error.strerror}.") from None
 
 
+def refuse_links(folder: Path) -> None:
+    """Raise CheckpointError when a run folder holds links, pipes or devices: writing there would write elsewhere."""
+    for path in [folder, *folder.rglob("*")] if folder.exists() else []:
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise CheckpointError(f"{path}: a run folder holds plain files and folders only. Remove it to go on.")
+
+
 def may_hold_run(folder: Path) -> bool:
     """Tell whether a folder holds a run that was begun, even one that was killed in its first moment."""
     if not folder.is_dir():
@@ -67,9 +74,9 @@ def write_text(path: Path, text: str) -> None:
 
     Raises CheckpointError when the disk refuses.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("x", encoding="utf-8") as file:  # "x" follows no link that waits there
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

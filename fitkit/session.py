@@ -7,6 +7,7 @@ import difflib
 import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ def run(
     writer = run_folder.RunFolder(spec, command)
     trainer, prepared = assemble(spec, model, data, folder, (writer, *callbacks))
     writer.data = fingerprint(prepared)
+    run_folder.refuse_links(folder)
     with _locked(folder):
         if resume and (folder / run_folder.RESOLVED).is_file():
             refuse_change(folder, trainer, writer.data)
@@ -100,7 +102,8 @@ def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which the system lets go of when the process ends, however it ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("w")
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        file = os.fdopen(os.open(folder / LOCK, flags, 0o600), "w")
     except OSError as error:
         raise CheckpointError(f"{folder}: the run folder cannot be made: {error.strerror}.") from None
     with file:

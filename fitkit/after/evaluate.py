@@ -12,9 +12,10 @@ from fitkit import run_folder
 from fitkit.after.finished import csv_settings, read_spec, read_x
 from fitkit.builder import assemble
 from fitkit.engine import weights
-from fitkit.errors import DataError, SpecError, listing
+from fitkit.errors import CheckpointError, DataError, SpecError, listing
 from fitkit.model import features, load
 from fitkit.parts import array_file, csv_table
+from fitkit.spec.options import FitOptions
 
 LEDGER = "test_looks.json"  # when the test split was looked at: each look makes it less of a test
 
@@ -24,7 +25,10 @@ def evaluate_split(folder: Path, split: str) -> tuple[dict[str, float], int]:
 
     The data is read and split again, which gives the same rows: they depend on data and seed alone.
     """
-    spec = dataclasses.replace(read_spec(folder), callbacks=())
+    run_folder.refuse_links(folder)
+    spec = read_spec(folder)
+    options = FitOptions(batch_size=spec.fit.batch_size, precision=spec.fit.precision)  # no compiler, no workers
+    spec = dataclasses.replace(spec, callbacks=(), fit=options)
     if spec.model is None or spec.data is None or spec.data.name == "arrays":
         raise SpecError(f"{folder}: its model or data was given in Python: use fitkit.load(…).evaluate((x, y)).")
     state, transform, _ = weights.load(folder / run_folder.WEIGHTS)
@@ -40,7 +44,13 @@ def evaluate_split(folder: Path, split: str) -> tuple[dict[str, float], int]:
 
 def _note_look(folder: Path) -> int:
     path = folder / LEDGER
-    looks: list[Any] = json.loads(path.read_text("utf-8")) if path.is_file() else []
+    try:
+        looks: Any = json.loads(path.read_text("utf-8")) if path.is_file() else []
+    except (ValueError, RecursionError):
+        looks = None
+    if not isinstance(looks, list) or not all(isinstance(look, dict) for look in looks):
+        raise CheckpointError(f"{path}: is damaged, so nobody knows how often the test split was looked at.")
+    looks = [{"time": str(look.get("time")), "command": "evaluate --split test"} for look in looks]
     looks.append({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": "evaluate --split test"})
     run_folder.write_text(path, json.dumps(looks, indent=2) + "\n")
     return len(looks)

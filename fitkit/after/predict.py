@@ -25,7 +25,7 @@ def predict_file(folder: Path, data: Path, out: Path) -> int:
         raise FitkitError(f"{folder}: this run was trained on text; use fitkit.load(…) in Python.")
     x = read_x(model, data, csv_settings(read_spec(folder))[1])
     header, rows = _rows(model, x)
-    with out.open("w", encoding="utf-8", newline="") as file:
+    with out.open("x", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)

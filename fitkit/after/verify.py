@@ -55,7 +55,7 @@ class _Run:
     def __init__(self, spec: Path, overrides: Sequence[str], folder: Path, every: str) -> None:
         self.folder = folder
         options = ["--out", str(folder), "--resume", "--quiet", "--checkpoint-every", every]
-        self.command = [sys.executable, "-m", "fitkit", "fit", str(spec), *overrides, *options]
+        self.command = [sys.executable, "-P", "-m", "fitkit", "fit", str(spec), *overrides, *options]
 
     def start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(self.command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

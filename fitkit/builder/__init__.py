@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fitkit.builder.card import make_card
 from fitkit.builder.data import Prepared, prepare
-from fitkit.builder.objective import Bound, check_values, choose_loss, count_outputs, make_objective
+from fitkit.builder.objective import check_values, choose_loss, count_outputs, make_objective
 from fitkit.builder.tables import PLATEAU, TABLES, default
 from fitkit.data import Inputs
 from fitkit.engine.batches import Batches
@@ -37,7 +38,6 @@ from fitkit.trainer import Monitor, Trainer, total_steps
 
 SpecLike = str | Path | Mapping[str, Any] | Spec
 Overrides = Iterable[str] | Mapping[str, Any] | None
-CARD_FORMAT = 1
 
 
 def load_spec(source: SpecLike, overrides: Overrides = None) -> Spec:
@@ -295,27 +295,6 @@ def _check_monitors(trainer: Trainer, spec: Spec, more: Sequence[Callback]) -> N
                     message = f"{name} monitors {column}, taken while the weights still move; val_{column} tells more"
                     warnings.warn(message, stacklevel=2)
                 trainer.monitor = Monitor(column, trainer.direction(column) if mode == "auto" else mode)
-
-
-def make_card(
-    trainer: Trainer, prepared: Prepared, inputs: Inputs, outputs: int | None, bound: Bound, ours: bool
-) -> dict[str, Any]:
-    """Return what a weights file says of itself: enough to rebuild the model and its preprocessing, as plain JSON."""
-    data, spec = prepared.data, trainer.spec
-    features = None if data is None or data.features is None else [dataclasses.asdict(f) for f in data.features]
-    return {
-        "format": CARD_FORMAT,
-        "spec": {key: value for key, value in spec.resolved().items() if key in ("model", "loss", "metrics")},
-        "inputs": {"shape": list(inputs.shape), "vocabulary": inputs.vocabulary},
-        "outputs": outputs,
-        "target": prepared.target,
-        "classes": None if data is None or data.classes is None else list(data.classes),
-        "features": features,
-        "class_dim": bound.class_dim,
-        "precision": trainer.objective.precision and str(trainer.objective.precision).removeprefix("torch."),
-        "squeezed": bound.squeezed,
-        "built": ours,
-    }
 
 
 __all__ = ["DataError", "Spec", "Trainer", "assemble", "build", "check_tree", "load_spec", "make_model"]

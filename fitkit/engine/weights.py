@@ -37,7 +37,7 @@ def save(path: Path, state: Mapping[str, Tensor], transform: nn.Module | None, c
     tensors |= {TRANSFORM + name: tensor for name, tensor in (transform.state_dict() if transform else {}).items()}
     tensors, ties = untie(tensors)
     text = json.dumps({**card, "ties": ties}, allow_nan=False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")  # a name that no link can wait under
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(temporary, tensors, {CARD: text})
@@ -100,7 +100,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, An
             tensors[name] = tensors[source]
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such file.") from None
-    except (OSError, SafetensorError, KeyError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a weights file of fitkit, or damaged: {error}.") from None
     model = {name.removeprefix(MODEL): tensor for name, tensor in tensors.items() if name.startswith(MODEL)}
     transform = {n.removeprefix(TRANSFORM): tensor for n, tensor in tensors.items() if n.startswith(TRANSFORM)}

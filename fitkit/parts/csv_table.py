@@ -89,12 +89,13 @@ def _header(path: str, header: list[str], line: int, delimiter: str) -> list[str
         )
     if all(_number(cell) is not None for cell in header):
         raise DataError(f"{place}: the first line holds only numbers. Put a line with the columns' names above it.")
+    first: dict[str, int] = {}
     for i, name in enumerate(header):
         if not name:
             hint = " pandas writes its row numbers so: save with to_csv(path, index=False)." if i == 0 else ""
             raise DataError(f"{place}: column {i + 1} has no name in the header.{hint}")
-        if name in header[:i]:
-            raise DataError(f"{place}: columns {header.index(name) + 1} and {i + 1} are both named {show(name)}.")
+        if first.setdefault(name, i) != i:
+            raise DataError(f"{place}: columns {first[name] + 1} and {i + 1} are both named {show(name)}.")
     return header
 
 

@@ -108,7 +108,8 @@ def group(data: Data, seed: int, *, column: str, val: Fraction = 0.2, test: Frac
         raise ValueError(
             f'column "{column}" has {len(groups)} group{"s" * (len(groups) > 1)}, too few for {listing(wanted)}'
         )
-    shuffled = [list(groups.values())[i] for i in _shuffled(torch.arange(len(groups)), seed).tolist()]
+    members = list(groups.values())
+    shuffled = [members[i] for i in _shuffled(torch.arange(len(groups)), seed).tolist()]
     shuffled.sort(key=len, reverse=True)
     dealt: dict[str, list[int]] = {part: [] for part in wanted}
     for i, rows in enumerate(shuffled):

@@ -1,0 +1,84 @@
+"""The card of a weights file: what a model takes and gives, as plain JSON that is checked before anything is built."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fitkit.builder.data import Prepared
+from fitkit.builder.objective import Bound
+from fitkit.builder.tables import TABLES
+from fitkit.data import Inputs
+from fitkit.errors import CheckpointError
+from fitkit.trainer import Trainer
+
+CARD_FORMAT = 1
+LARGEST = 10**8  # numbers of one sample, token ids or outputs
+PRECISIONS = {None: None, "bfloat16": torch.bfloat16, "float16": torch.bfloat16}  # of autocast; a CPU has no float16
+
+
+def make_card(
+    trainer: Trainer, prepared: Prepared, inputs: Inputs, outputs: int | None, bound: Bound, ours: bool
+) -> dict[str, Any]:
+    """Return what a weights file says of itself: enough to rebuild the model and its preprocessing, as plain JSON."""
+    data, spec = prepared.data, trainer.spec
+    features = None if data is None or data.features is None else [dataclasses.asdict(f) for f in data.features]
+    return {
+        "format": CARD_FORMAT,
+        "spec": {key: value for key, value in spec.resolved().items() if key in ("model", "loss", "metrics")},
+        "inputs": {"shape": list(inputs.shape), "vocabulary": inputs.vocabulary},
+        "outputs": outputs,
+        "target": prepared.target,
+        "classes": None if data is None or data.classes is None else list(data.classes),
+        "features": features,
+        "class_dim": bound.class_dim,
+        "precision": trainer.objective.precision and str(trainer.objective.precision).removeprefix("torch."),
+        "squeezed": bound.squeezed,
+        "built": ours,
+    }
+
+
+def check_card(card: Any, transform: Mapping[str, Tensor], path: Path) -> None:
+    """Raise CheckpointError unless a card says what `make_card` can say, and the transform fits the samples."""
+    try:
+        wrong = next((what for what, right in _checks(card, transform).items() if not right), None)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        wrong = f"{type(error).__name__}: {error}"
+    if wrong is not None:
+        raise CheckpointError(f"{path}: its card does not describe a model ({wrong}).")
+
+
+def _checks(card: Any, transform: Mapping[str, Tensor]) -> dict[str, bool]:
+    shape, vocabulary, outputs = card["inputs"]["shape"], card["inputs"]["vocabulary"], card["outputs"]
+    classes, features = card["classes"], card["features"]
+    columns = None if features is None else sum(len(f["categories"] or "1") for f in features)
+    return {
+        "format": card["format"] == CARD_FORMAT,
+        "inputs.shape": all(_whole(size, 0) for size in shape) and math.prod(shape) <= LARGEST,
+        "inputs.vocabulary": vocabulary is None or _whole(vocabulary, 1),
+        "outputs": outputs is None or _whole(outputs, 1),
+        "target": card["target"] in ("classes", "values"),
+        "classes": classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes)),
+        "number of classes": not classes or outputs in (None, 1, len(classes)),
+        "features": columns is None or [columns] == shape,
+        "class_dim": card["class_dim"] in (-1, 1),
+        "squeezed": isinstance(card["squeezed"], bool) and isinstance(card["built"], bool),
+        "precision": card["precision"] in PRECISIONS,
+        "loss": list(card["spec"]["loss"])[0] in TABLES["losses"] and isinstance(card["spec"]["metrics"], dict),
+        "transform": not transform or _fits(transform, shape),
+    }
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= LARGEST
+
+
+def _fits(transform: Mapping[str, Tensor], shape: list[int]) -> bool:
+    sample = torch.empty(shape, device="meta")
+    return all((sample + transform[name].to("meta")).shape == sample.shape for name in ("shift", "scale"))
