@@ -227,8 +227,12 @@ class Trainer:
         return self.history
 
     def _refuse_no_best(self) -> None:
-        """Refuse to end well when every evaluation gave NaN or infinity: there is no epoch to take the weights of."""
-        if self.monitor is None or self.val is None or self.best is not None:
+        """Refuse to end well with weights that are not finite, or when no evaluation was: no epoch is the best then."""
+        if self.best is not None:
+            return
+        if self.val is None or self.monitor is None:
+            if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+                raise TrainingError("the last step left NaN or infinity in the weights: lower lr, or set clip_norm.")
             return
         column = self.monitor.column
         raise TrainingError(

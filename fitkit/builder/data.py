@@ -90,7 +90,7 @@ def prepare(
             raise spec.splits.error("the data comes in parts already (train, val, …). Leave `splits` out.")
         parts = {name: _for_model(part, spec) if isinstance(part, Data) else part for name, part in taken.items()}
         return _given_parts(spec, parts, dtype, device, transform)
-    return _split_loader(spec, taken, device)
+    return _split_loader(spec, taken, dtype, device)
 
 
 def _with_target(spec: Spec, taken: Any) -> Spec:
@@ -209,7 +209,7 @@ def _given_parts(
                 placed if part is train and placed else _placed(part, transform, dtype, device), spec, None
             )
         else:
-            batches[name] = _loader(part, spec, device, None, f"data[{name!r}]")
+            batches[name] = _loader(part, spec, dtype, device, None, f"data[{name!r}]")
     rows = {name: torch.arange(len(part)) for name, part in parts.items() if isinstance(part, Data)}
     names = {name: f'data["{name}"]' for name in parts}
     val = parts.get("val")
@@ -238,14 +238,16 @@ def _alike(train: Data, part: Data) -> None:
         raise DataError(f"{part.name}: y holds {part.target}, in train it holds {train.target}.")
 
 
-def _split_loader(spec: Spec, source: Dataset[Any] | DataLoader[Any], device: torch.device) -> Prepared:
+def _split_loader(
+    spec: Spec, source: Dataset[Any] | DataLoader[Any], dtype: torch.dtype, device: torch.device
+) -> Prepared:
     dataset = source.dataset if isinstance(source, DataLoader) else source
     assert not isinstance(dataset, DataLoader)
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         if spec.splits is not None:
             raise spec.splits.error("this dataset can only be iterated. Give data={'train': …, 'val': …}.")
         warnings.warn("the data can only be iterated, so there is no validation split", stacklevel=2)
-        return Prepared(parts={"train": _loader(source, spec, device, None, "data")}, data=None, spec=spec)
+        return Prepared(parts={"train": _loader(source, spec, dtype, device, None, "data")}, data=None, spec=spec)
     splits = spec.splits or default("splits", "random", "splits")
     if splits.name != "random":
         raise splits.error(f"{splits.name} needs the targets in memory. For a Dataset use random, or give it in parts.")
@@ -254,14 +256,16 @@ def _split_loader(spec: Spec, source: Dataset[Any] | DataLoader[Any], device: to
         Data(x=empty, y=torch.empty(len(empty)), target="values"), derive(spec.seed, SPLIT)
     )
     _refuse_empty(splits, rows)
-    parts = {name: _loader(source, spec, device, rows[name], "data") for name in PARTS if name in rows}
+    parts = {name: _loader(source, spec, dtype, device, rows[name], "data") for name in PARTS if name in rows}
     return Prepared(parts=parts, data=None, spec=replace(spec, splits=splits))
 
 
-def _loader(part: Any, spec: Spec, device: torch.device, rows: Tensor | None, name: str) -> LoaderBatches:
+def _loader(
+    part: Any, spec: Spec, dtype: torch.dtype, device: torch.device, rows: Tensor | None, name: str
+) -> LoaderBatches:
     assert spec.data is not None
     if isinstance(spec.data.get("transform"), Component):
         raise spec.data.error("a transform needs the data in memory. Do it in the Dataset.", "transform")
     return LoaderBatches(
-        part, batch_size=spec.fit.batch_size, device=device, rows=rows, workers=spec.fit.workers, name=name
+        part, batch_size=spec.fit.batch_size, device=device, dtype=dtype, rows=rows, workers=spec.fit.workers, name=name
     )

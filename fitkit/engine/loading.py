@@ -44,6 +44,7 @@ class LoaderBatches:
         *,
         batch_size: int,
         device: torch.device,
+        dtype: torch.dtype | None = None,
         rows: Tensor | None = None,
         workers: int = 0,
         name: str = "data",
@@ -51,6 +52,7 @@ class LoaderBatches:
         loader = source if isinstance(source, DataLoader) else None
         dataset: Any = source if loader is None else loader.dataset
         self.dataset, self.device, self.name = dataset, device, name
+        self.dtype = dtype  # of floats in x, as the model takes them; None leaves them as they are
         self.batch_size = batch_size if loader is None else loader.batch_size or batch_size
         self.iterable = isinstance(dataset, IterableDataset)
         own = {"num_workers": workers, "persistent_workers": workers > 0 and not self.iterable}
@@ -121,7 +123,8 @@ class LoaderBatches:
                 f"{self.name}: a sample must be a pair (x, y) of tensors or numbers, but a batch is {kind}."
             )
         pinned = self.device.type == "cuda"  # elsewhere an asynchronous copy may read memory that has changed
-        return batch[0].to(self.device, non_blocking=pinned), batch[1].to(self.device, non_blocking=pinned)
+        x = batch[0].to(self.dtype) if self.dtype is not None and batch[0].is_floating_point() else batch[0]
+        return x.to(self.device, non_blocking=pinned), batch[1].to(self.device, non_blocking=pinned)
 
 
 def _options(loader: DataLoader[Any]) -> dict[str, Any]:
