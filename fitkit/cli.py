@@ -87,6 +87,7 @@ def _add_others(command: Command) -> None:
     evaluate.add_argument("run_folder", metavar="RUN")
     evaluate.add_argument("data", metavar="DATA", nargs="?", help="a file like the one that was trained on")
     evaluate.add_argument("--split", choices=("train", "val", "test"), default=None, help="default: val")
+    evaluate.add_argument("--root", metavar="DIR", help="where the paths of the run's data start (default: here)")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
     predict = command("predict", "predict with a finished run", _predict)
     predict.add_argument("run_folder", metavar="RUN")
@@ -282,7 +283,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             raise SpecError("give either DATA or --split, not both.")
         values, looks = evaluate_file(folder, Path(arguments.data)), 0
     else:
-        values, looks = evaluate_split(folder, arguments.split or "val")
+        root = Path(arguments.root) if arguments.root else None
+        values, looks = evaluate_split(folder, arguments.split or "val", root)
     what = arguments.data or arguments.split or "val"
     if arguments.json:
         print(json.dumps({key: value if value == value else None for key, value in values.items()}))

@@ -20,13 +20,13 @@ from fitkit.spec.options import FitOptions
 LEDGER = "test_looks.json"  # when the test split was looked at: each look makes it less of a test
 
 
-def evaluate_split(folder: Path, split: str) -> tuple[dict[str, float], int]:
+def evaluate_split(folder: Path, split: str, root: Path | None = None) -> tuple[dict[str, float], int]:
     """Return loss and metrics on a split, and how often the test split was looked at by now (0 for the others).
 
     The data is read and split again, which gives the same rows: they depend on data and seed alone.
     """
     run_folder.refuse_links(folder)
-    spec = read_spec(folder)
+    spec = read_spec(folder, root)
     options = FitOptions(batch_size=spec.fit.batch_size, precision=spec.fit.precision)  # no compiler, no workers
     spec = dataclasses.replace(spec, callbacks=(), fit=options)
     if spec.model is None or spec.data is None or spec.data.name == "arrays":

@@ -17,15 +17,23 @@ from fitkit.spec.reader import Node
 from fitkit.spec.spec import Spec
 
 
-def read_spec(folder: Path) -> Spec:
-    """Return the resolved spec of a run folder; its paths start at the working directory and may not leave it."""
+def read_spec(folder: Path, root: Path | None = None) -> Spec:
+    """Return the resolved spec of a run folder; its paths start at `root` and may not leave it.
+
+    Without a root that is the working directory, where paths start in a run that was started there.
+    """
     path = folder / run_folder.RESOLVED
     if not path.is_file():
         raise CheckpointError(f"{folder}: this is not a run folder: there is no {run_folder.RESOLVED} in it.")
     try:
-        return check_tree(_rooted(reader.read_file(path), Path.cwd()))
+        return check_tree(_rooted(reader.read_file(path), root or Path.cwd()))
     except SpecError as error:
-        raise CheckpointError(f"{path}: does not describe this run: {error}") from None
+        hint = (
+            " Name the folder that holds the run's data with --root DIR."
+            if "leaves the spec's folder" in str(error)
+            else ""
+        )
+        raise CheckpointError(f"{path}: does not describe this run: {error}{hint}") from None
 
 
 def _rooted(node: Node, folder: Path) -> Node:

@@ -188,7 +188,7 @@ def _input_path(value: str, node: Node, path: str) -> Path:
             return Path(value).expanduser().absolute()
         except RuntimeError:
             raise Mismatch(f"nobody's home folder is known for {show(value)}.", node, path) from None
-    if Path(value).is_absolute() or not inside(node.folder / value, node.folder):
+    if not inside(node.folder / value, node.folder):
         raise Mismatch(
             f"the path {show(value)} leaves the spec's folder. Put the file beside the spec, or give the path on the "
             f"command line: {path}={value}",
