@@ -11,7 +11,10 @@ from torch import nn
 import fitkit
 
 # One fit for all: to compile takes ten seconds and more. torch itself uses what it has deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+    pytest.mark.skipif(" " in torch.__file__, reason="torch.compile does not work from a path with a space"),
+]
 DATA = {"train": (numbers(10, 4), labels(3, 10)), "val": (numbers(6, 4), labels(3, 6))}
 
 

@@ -135,6 +135,13 @@ def test_bf16_autocast_trains_and_keeps_float32_weights(model):
     assert history.last["val_accuracy"] == pytest.approx(full.last["val_accuracy"], abs=0.1)
 
 
+def test_compiling_from_a_path_with_a_space_is_refused_with_the_reason(monkeypatch):
+    monkeypatch.setattr(torch, "__file__", "/my folder/torch/__init__.py")
+    with pytest.raises(SpecError, match="path holds a space"):
+        build(spec(compile=True))
+
+
+@pytest.mark.skipif(" " in torch.__file__, reason="torch.compile does not work from a path with a space")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_a_compiled_fit_agrees_with_an_eager_one():
     torch.compiler.reset()

@@ -21,7 +21,7 @@ from fitkit.builder.objective import check_values, choose_loss, count_outputs, m
 from fitkit.builder.tables import PLATEAU, TABLES, default
 from fitkit.data import Inputs
 from fitkit.engine.batches import Batches
-from fitkit.engine.devices import choose_device, choose_precision
+from fitkit.engine.devices import check_compile, choose_device, choose_precision
 from fitkit.engine.seeds import INIT, derive
 from fitkit.engine.step import eval_mode
 from fitkit.errors import DataError, Fault, SpecError, listing, nearest, show
@@ -152,6 +152,7 @@ def _settings(spec: Spec, model: Any, data: Any) -> tuple[torch.device, torch.dt
     try:
         device = choose_device(spec.fit.device)
         precision = choose_precision(spec.fit.precision, device, dtype)
+        check_compile(spec.fit.compile)
     except SpecError as error:
         raise SpecError([*faults, *error.faults]) from None
     if faults:

@@ -30,6 +30,16 @@ def choose_device(asked: str) -> torch.device:
     return torch.device("cuda:0") if asked == "cuda" else device
 
 
+def check_compile(asked: object) -> None:
+    """Raise SpecError where torch.compile cannot work: its C++ commands do not quote the path of torch itself."""
+    if asked is True and any(c.isspace() for c in torch.__file__):
+        message = (
+            f"torch.compile does not work from a folder whose path holds a space ({torch.__path__[0]}). Make the "
+            "environment elsewhere, or write auto."
+        )
+        raise SpecError(Fault(message, "fit.compile"))
+
+
 def choose_precision(asked: str, device: torch.device, dtype: torch.dtype = torch.float32) -> torch.dtype | None:
     """Return the dtype of autocast, or None for the parameters' own; auto is bf16 on a GPU that has it.
 
