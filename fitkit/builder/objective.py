@@ -37,11 +37,6 @@ class Contract:
     loss: Component
     kind: Any  # "classes", "binary", "signs" or "values"
 
-    @property
-    def outputs_one(self) -> bool:
-        """Whether the model gives one number a sample for two classes."""
-        return self.kind in ("binary", "signs")
-
 
 def choose_loss(spec: Spec, target: Target, prepared: Prepared) -> Contract:
     """Return the loss of the spec, or the data's default, after checking that it can compare with such targets."""
