@@ -160,8 +160,8 @@ def test_onlookers_leave_the_weights_as_they_are_to_the_bit(onlookers, files, fo
     assert all(map(same_bits, unseen[1], expected[1])) and all(map(same_bits, seldom[1], expected[1]))
 
 
-# Twenty examples and not 200: each starts and ends four worker processes, which takes a quarter of a second.
-@settings(many, max_examples=20)
+# The slowest of these by far: each example starts and ends up to four worker processes.
+@many
 @given(st.integers(1, 2), st.integers(2, 14), st.integers(1, 5), st.integers(1, 3), seeds)
 def test_worker_processes_leave_the_weights_as_they_are_to_the_bit(workers, rows, batch_size, accumulate, seed):
     module = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.4), nn.Linear(3, 2)).double()
