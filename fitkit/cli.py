@@ -116,7 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as error:
-        print("stopped.", file=sys.stderr)
+        hint = getattr(error, "hint", "")
+        print(f"stopped.{hint}", file=sys.stderr)
         return 128 + int(getattr(error, "signal", stopped))
     except BrokenPipeError:  # the reader of our output went away, as `fitkit list | head` does
         sys.stderr.close()
@@ -182,6 +183,7 @@ def _fit(arguments: argparse.Namespace) -> int:
     from fitkit import run_folder
     from fitkit.progress import Lines
     from fitkit.session import run
+    from fitkit.trainer import Interrupted
 
     if arguments.resume and not arguments.out:
         raise SpecError("--resume needs the run folder: give --out DIR.")
@@ -192,15 +194,19 @@ def _fit(arguments: argparse.Namespace) -> int:
     lines = Lines(as_json=arguments.json, quiet=arguments.quiet)
     command = "fitkit " + " ".join(sys.argv[1:])
     every_steps, every_seconds = _interval(arguments.checkpoint_every)
-    history, trainer = run(
-        spec,
-        out=out,
-        resume=arguments.resume,
-        callbacks=(lines,),
-        command=command,
-        every_steps=every_steps,
-        every_seconds=every_seconds,
-    )
+    try:
+        history, trainer = run(
+            spec,
+            out=out,
+            resume=arguments.resume,
+            callbacks=(lines,),
+            command=command,
+            every_steps=every_steps,
+            every_seconds=every_seconds,
+        )
+    except Interrupted as error:
+        error.hint = f" Go on with: fitkit fit {arguments.spec} --out {out} --resume, and the same KEY=VALUE."
+        raise
     if trainer is None:
         print(f"{out}: this run is finished; nothing was done.", file=sys.stderr)
     lines.say_end(history, out)

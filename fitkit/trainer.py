@@ -78,6 +78,7 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, signal: int) -> None:
         super().__init__(f"stopped by signal {signal}")
         self.signal = signal
+        self.hint = ""  # how to go on, where someone knows it
 
 
 @dataclass(kw_only=True)
