@@ -16,6 +16,8 @@ from fitkit.history import History
 
 if TYPE_CHECKING:
     from fitkit import register as register
+    from fitkit.after.plan import Plan as Plan
+    from fitkit.after.plan import plan as plan
     from fitkit.builder import build as build
     from fitkit.builder import load_spec as load_spec
     from fitkit.model import Model as Model
@@ -32,12 +34,14 @@ _WHERE = {
     "Callback": "fitkit.parts.callback",
     "LambdaCallback": "fitkit.parts.callback",
     "Model": "fitkit.model",
+    "Plan": "fitkit.after.plan",
     "Spec": "fitkit.spec.spec",
     "Trainer": "fitkit.trainer",
     "build": "fitkit.builder",
     "fit": "fitkit.model",
     "load": "fitkit.model",
     "load_spec": "fitkit.builder",
+    "plan": "fitkit.after.plan",
 }
 
 __all__ = [
@@ -48,6 +52,7 @@ __all__ = [
     "History",
     "LambdaCallback",
     "Model",
+    "Plan",
     "Spec",
     "SpecError",
     "Trainer",
@@ -56,6 +61,7 @@ __all__ = [
     "fit",
     "load",
     "load_spec",
+    "plan",
     "register",
 ]
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from fitkit import __version__
 from fitkit.errors import Fault, FitkitError, Place, SpecError, listing, nearest, printable, show
+from fitkit.files import why_not
 from fitkit.spec import compose
 
 EPILOG = "A spec is a YAML file: see `fitkit init DATA` for a first one, and `fitkit list` for what it may say."
@@ -62,9 +63,17 @@ def _add_training(command: Command) -> None:
             made.add_argument("--out", metavar="DIR", help="run folder (default: runs/<name>, then -2, -3, …)")
             made.add_argument("--resume", action="store_true", help="go on with the run in --out where it was killed")
             made.add_argument(
+                "--allow-change", metavar="KEY", action="append", default=[], help="resume although this key differs"
+            )
+            made.add_argument(
                 "--checkpoint-every", metavar="N", help='"100 steps" or "30 s" (default: at most 3 %% of the time)'
             )
             made.add_argument("--json", action="store_true", help="one JSON object an epoch on standard output")
+    planned = command("plan", "say what a run will need: parameters, memory, steps and time", _plan)
+    planned.add_argument("spec", metavar="SPEC", help="path of the YAML file")
+    planned.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="e.g. fit.batch_size=512")
+    _add_code(planned)
+    planned.add_argument("--json", action="store_true", help="print one JSON object; bytes and seconds")
     verify = command("verify-resume", "kill a run at random moments and prove that its resume changes no bit", _verify)
     verify.add_argument("spec", metavar="SPEC", help="path of the YAML file")
     verify.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="e.g. fit.epochs=3")
@@ -170,6 +179,8 @@ def _run_code(file: str) -> None:
 
 def _run_folder(name: str) -> Path:
     folder = Path(name)
+    if reason := why_not(name):
+        raise SpecError(Fault(f"a run is a folder. {reason}", place=Place(name)))
     if not folder.is_dir():
         runs = [str(run) for run in sorted(Path("runs").glob("*")) if run.is_dir()]
         near = nearest(name, runs)
@@ -181,9 +192,9 @@ def _run_folder(name: str) -> Path:
 def _fit(arguments: argparse.Namespace) -> int:
     spec = _load(arguments)
     from fitkit import run_folder
+    from fitkit.engine.signals import Interrupted
     from fitkit.progress import Lines
     from fitkit.session import run
-    from fitkit.trainer import Interrupted
 
     if arguments.resume and not arguments.out:
         raise SpecError("--resume needs the run folder: give --out DIR.")
@@ -199,6 +210,7 @@ def _fit(arguments: argparse.Namespace) -> int:
             spec,
             out=out,
             resume=arguments.resume,
+            allow_change=arguments.allow_change,
             callbacks=(lines,),
             command=command,
             every_steps=every_steps,
@@ -233,6 +245,17 @@ def _check(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         print(printable(f"{arguments.spec}: no mistakes found.\n{trainer}"))
     return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    spec = _load(arguments)
+    import dataclasses
+
+    from fitkit.after.plan import plan
+
+    found = plan(spec)
+    print(json.dumps(dataclasses.asdict(found)) if arguments.json else printable(str(found)))
+    return 0 if found.fits else 2
 
 
 def _verify(arguments: argparse.Namespace) -> None:

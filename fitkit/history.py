@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fitkit.errors import CheckpointError, FitkitError, listing, nearest, show
+from fitkit.files import parse_json
 
 Direction = Literal["min", "max"]
 HEAD, TAIL = 12, 15  # rows of a long history that are printed, beside the best one
 FORMAT = 1  # of the JSON document
+FORMULA = ("", "=", "+", "-", "@")  # a spreadsheet takes a cell that begins so for a formula; a metric never does
 TRAIN, VAL = "#7a8599", "#c8501e"  # the colours of the curves
 
 
@@ -50,6 +52,7 @@ class History:
         self.run: str | None = None  # the run folder
         self.seconds = 0.0  # of the whole fit
         self.skipped_steps = 0  # optimizer steps left out because a gradient was not finite
+        self.micro_batch: int | None = None  # rows of a forward pass at most, where memory ran out and they were halved
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -117,10 +120,13 @@ class History:
     def from_json(cls, text: str) -> History:
         """Return the history that `to_json` wrote; `CheckpointError` if the text is not one."""
         try:
-            document = json.loads(text, parse_constant=_refuse)
+            document = parse_json(text)
             if document["format"] != FORMAT:
                 raise ValueError(f"its format is {show(document['format'])}, and this version reads {FORMAT}")
             columns = {name: [_number(value) for value in values] for name, values in document["columns"].items()}
+            for name in columns:
+                if not name.isprintable() or name[:1] in FORMULA:
+                    raise ValueError(f"{show(name)} is no name of a column")
             if len({len(values) for values in columns.values()}) > 1:
                 raise ValueError("its columns differ in length")
             if any(direction not in ("min", "max") for direction in document["directions"].values()):
@@ -260,6 +266,7 @@ _EXTRA: dict[str, Any] = {  # what a fit fills in, with the types that the JSON 
     "run": str | None,
     "seconds": float | int,
     "skipped_steps": int,
+    "micro_batch": int | None,
 }
 
 
@@ -302,10 +309,6 @@ def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{show(value)} stands where a number belongs")
     return float(value)
-
-
-def _refuse(token: str) -> None:
-    raise ValueError(f"{token} is not JSON")
 
 
 def _panel(axes: Any, history: History, base: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fitkit import run_folder
-from fitkit.builder import Overrides, SpecLike, check_tree, load_spec, make_model
+from fitkit import files, run_folder
+from fitkit.builder import Overrides, SpecLike, check_tree, load_spec, make_model, size
 from fitkit.builder.card import PRECISIONS, check_card
 from fitkit.builder.data import Prepared, prepare
 from fitkit.builder.objective import choose_loss, make_objective
@@ -37,6 +38,7 @@ def fit(
     data: Any = None,
     out: Path | str | None = None,
     resume: bool = False,
+    allow_change: Sequence[str] = (),
     overrides: Overrides = None,
     callbacks: Sequence[Callback] = (),
 ) -> History:
@@ -50,12 +52,14 @@ def fit(
         out: folder for the run's files; nothing is written without it.
         resume: go on with the run in `out` where it was killed; start it if there is none, return the history of a
             finished one.
+        allow_change: dotted keys in which the resumed run may differ from what it was asked, such as "fit.epochs".
         overrides: dotted keys, as {"optimizer.AdamW.lr": 1e-2} or ["optimizer.AdamW.lr=1e-2"].
         callbacks: callbacks of your own, after the spec's.
 
     Raises SpecError, DataError before training, TrainingError when the loss is no longer finite.
     """
-    return run(load_spec(spec, overrides), model=model, data=data, out=out, resume=resume, callbacks=callbacks)[0]
+    loaded, allowed = load_spec(spec, overrides), allow_change
+    return run(loaded, model=model, data=data, out=out, resume=resume, allow_change=allowed, callbacks=callbacks)[0]
 
 
 class Model:
@@ -80,12 +84,14 @@ class Model:
         data: Any = None,
         out: Path | str | None = None,
         resume: bool = False,
+        allow_change: Sequence[str] = (),
         overrides: Overrides = None,
         callbacks: Sequence[Callback] = (),
     ) -> History:
         """Fit the module by a spec, whose `model:` it stands in for; see `fitkit.fit` for the arguments."""
         loaded = load_spec(spec, overrides)
-        history, trainer = run(loaded, model=self.module, data=data, out=out, resume=resume, callbacks=callbacks)
+        more: dict[str, Any] = {"out": out, "resume": resume, "allow_change": allow_change, "callbacks": callbacks}
+        history, trainer = run(loaded, model=self.module, data=data, **more)
         if trainer is None:  # the run was finished before: its weights are in the folder
             done = load(Path(str(out)), model=self.module)
             self.transform, self.card = done.transform, done.card
@@ -214,19 +220,20 @@ def load(source: Path | str, *, model: nn.Module | None = None, device: str = "c
     A module that was handed to fit in Python must be handed in again as `model`: files hold no code.
     Raises CheckpointError when the file is missing, damaged, or does not fit the module.
     """
-    path = Path(source)
-    path = path / run_folder.WEIGHTS if path.is_dir() else path
-    state, transform, card = weights.load(path)
-    check_card(card, transform, path)
+    path, in_folder = Path(source), Path(source).is_dir()
+    path = path / run_folder.WEIGHTS if in_folder else path
+    stored, shapes, card = weights.describe(path, links=not in_folder)
+    check_card(card, shapes, path)
     try:
         inputs = Inputs(tuple(card["inputs"]["shape"]), card["inputs"]["vocabulary"])
         if model is None:
             if not card["built"]:
                 raise CheckpointError(f"{path}: this model was a module of your own: load(…, model=module).")
-            spec = check_tree(compose.read({"model": card["spec"]["model"]}))
-            model = make_model(spec, inputs, card["outputs"])
+            model = _rebuilt(card, inputs, stored, path)
     except (KeyError, TypeError, SpecError) as error:
         raise CheckpointError(f"{path}: its card does not describe a model: {error}.") from None
+    weights.compare(model, stored, path)
+    state, transform, _ = weights.load(path, links=not in_folder)
     weights.put(model, state, path)
     where = choose_device(device)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
@@ -234,6 +241,19 @@ def load(source: Path | str, *, model: nn.Module | None = None, device: str = "c
     loaded = Model(model.to(where), transform=affine, card=card)
     loaded.precision = PRECISIONS[card["precision"]]
     return loaded
+
+
+def _rebuilt(card: Mapping[str, Any], inputs: Inputs, stored: Mapping[str, Tensor], path: Path) -> nn.Module:
+    """Build the model of a card; one of fitkit's own parts is compared with the file before memory is taken for it."""
+    spec = check_tree(compose.read({"model": card["spec"]["model"]}))
+    make = functools.partial(make_model, spec, inputs, card["outputs"])
+    drawn = size.sketch(spec.model, make, torch.device("cpu"))
+    if drawn is not None and (fault := files.too_much(drawn.outputs)):  # a list of layers is tried on two samples
+        raise CheckpointError(f"{path}: the model of its card {fault}.")
+    if drawn is not None:
+        with torch.device("meta"):
+            weights.compare(drawn.model or make(), stored, path)
+    return make()
 
 
 def features(card: Mapping[str, Any]) -> list[Feature] | None:

@@ -18,17 +18,15 @@ from fitkit.parts.callback import Callback
 class Bar(Callback):
     """A bar on standard error, redrawn ten times a second; nothing where that is not a terminal."""
 
-    def on_train_begin(self, trainer: Any) -> None:
-        """Ask the trainer for a tick ten times a second; it never waits for the device to draw."""
-        if sys.stderr.isatty():
-            trainer.on_tick = self.draw
-
     def on_epoch_begin(self, trainer: Any) -> None:
         """Start the bar of this epoch."""
         self.bar: Any = None
+        self.shown = sys.stderr.isatty()
 
-    def draw(self, trainer: Any) -> None:
-        """Move the bar to where the epoch is."""
+    def on_tick(self, trainer: Any) -> None:
+        """Move the bar to where the epoch is; this never waits for the device. A short epoch has none."""
+        if not self.shown or (self.bar is None and trainer.batch == trainer.train.per_epoch):
+            return
         if self.bar is None:
             total = trainer.train.per_epoch
             name = f"epoch {trainer.epoch}"

@@ -8,7 +8,8 @@ so far and the sums of the epoch that is under way.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from fitkit.engine import checkpoint
 from fitkit.engine.checkpoint import Checkpoint
+from fitkit.engine.saved import is_known, refuse_misfit
 from fitkit.engine.weights import snapshot, untie
-from fitkit.errors import CheckpointError
+from fitkit.errors import CheckpointError, Fault, SpecError
 from fitkit.history import History
 from fitkit.trainer import Trainer
 
@@ -26,7 +28,8 @@ FOLDER = "checkpoints"
 MOST_OF_TIME = 0.03  # the share of the time that checkpoints may take unless an interval is asked for
 FIRST_SECONDS, LEAST_SECONDS = 5.0, 1.0
 GROUPS = ("model", "optimizer", "callbacks", "sums", "best")
-COUNTERS = ("epoch", "step", "batch", "skipped_steps", "lr_factor", "best_value", "seconds")
+COUNTERS = ("epoch", "step", "batch", "skipped_steps", "lr_factor", "best_value", "seconds", "micro_batch")
+ENDS = ("fit.epochs", "fit.max_steps", "fit.max_time", "callbacks")  # what may have ended a run
 
 
 class Checkpoints:
@@ -77,6 +80,8 @@ def capture(trainer: Trainer) -> tuple[dict[str, dict[str, Tensor]], dict[str, A
     state = {
         "counters": {name: getattr(trainer, name) for name in COUNTERS},
         "optimizer": options,
+        "per_epoch": trainer.train.per_epoch,
+        "stopped": "" if trainer.limited else trainer.stopped,
         "scaler": None if trainer.scaler is None else trainer.scaler.state_dict(),
         "callbacks": [[type(c).__name__, c.state_dict()] for c in trainer.callbacks],
         "history": trainer.history.to_json(),
@@ -86,19 +91,27 @@ def capture(trainer: Trainer) -> tuple[dict[str, dict[str, Tensor]], dict[str, A
     return {name: kept for name, (kept, _) in untied.items()}, state
 
 
-def restore(trainer: Trainer, saved: Checkpoint) -> None:
+def restore(trainer: Trainer, saved: Checkpoint, changed: Collection[str] = ()) -> None:
     """Put a fresh trainer, whose callbacks have begun, where the checkpoint was taken.
 
-    Raises CheckpointError when the checkpoint was made by another model, optimizer or set of callbacks.
+    `changed` are the dotted keys of the spec that were something else then: where there are any, the optimizer keeps
+    the arguments that it has now, and what ended the run does so no longer if it is among them. Raises CheckpointError
+    when the checkpoint was made by another model, optimizer or set of callbacks.
     """
+    with _fitting(saved):
+        _restore(trainer, saved, changed)
+
+
+@contextmanager
+def _fitting(saved: Checkpoint) -> Iterator[None]:
     try:
-        _restore(trainer, saved)
-    except (KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
+        yield
+    except (CheckpointError, LookupError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
         first = (str(error).splitlines() or [""])[0]
         raise CheckpointError(f"{saved.path}: does not fit this run: {first}.") from None
 
 
-def _restore(trainer: Trainer, saved: Checkpoint) -> None:
+def _restore(trainer: Trainer, saved: Checkpoint, changed: Collection[str]) -> None:
     state, ties = saved.state, saved.state["ties"]
     groups = {name: dict(saved.tensors.get(name, {})) for name in GROUPS}
     for name, pairs in ties.items():
@@ -107,9 +120,13 @@ def _restore(trainer: Trainer, saved: Checkpoint) -> None:
     names = [type(callback).__name__ for callback in trainer.callbacks]
     if names != [name for name, _ in state["callbacks"]]:
         raise ValueError(f"it was made with the callbacks {[name for name, _ in state['callbacks']]}, not {names}")
+    refuse_misfit(trainer, COUNTERS, state, groups)
+    history = History.from_json(state["history"])
+    if history.columns != trainer.history.columns or state["counters"]["epoch"] - len(history) not in (0, 1):
+        raise ValueError(f"its history has {len(history)} epochs of {history.columns}")
     trainer.model.load_state_dict(groups["model"])
-    _load_optimizer(trainer.optimizer, groups["optimizer"], state["optimizer"])
-    if trainer.scaler is not None:
+    _load_optimizer(trainer.optimizer, groups["optimizer"], state["optimizer"], keep=bool(changed))
+    if trainer.scaler is not None and (state["scaler"] is not None or not changed):
         trainer.scaler.load_state_dict(state["scaler"])
     if state["has_best"]:
         trainer.best = snapshot(trainer.model)
@@ -117,7 +134,10 @@ def _restore(trainer: Trainer, saved: Checkpoint) -> None:
             tensor.copy_(groups["best"][name])
     for name in COUNTERS:
         setattr(trainer, name, state["counters"][name])
-    history = History.from_json(state["history"])
+    if trainer.batch == state["per_epoch"] and trainer.train.per_epoch is not None:
+        trainer.batch = trainer.train.per_epoch  # the end of an epoch, however many batches it has now
+    trainer.stopped = "" if any(key.startswith(ENDS) for key in changed) else state["stopped"]
+    trainer.checkpoint = saved.path
     trainer.history.history.update(history.history)
     trainer.history.monitor, trainer.history.best_epoch = history.monitor, history.best_epoch
     for i, (callback, (_, memory)) in enumerate(zip(trainer.callbacks, state["callbacks"], strict=True)):
@@ -127,6 +147,29 @@ def _restore(trainer: Trainer, saved: Checkpoint) -> None:
         if own:
             callback.load_tensors(own)
     trainer.sums.load(groups["sums"])
+
+
+def check_place(trainer: Trainer, saved: Checkpoint, changed: Collection[str]) -> None:
+    """Raise SpecError for a change that the place where the checkpoint was taken does not allow."""
+    with _fitting(saved):
+        _check_place(trainer, saved.state, changed)
+
+
+def _check_place(trainer: Trainer, state: Mapping[str, Any], changed: Collection[str]) -> None:
+    counters, options = state["counters"], trainer.options
+    epoch, step, batch = counters["epoch"], counters["step"], counters["batch"]
+    whole = len(History.from_json(state["history"])) == epoch  # else the epoch is under way, or still to be evaluated
+    if "fit.batch_size" in changed and not whole and batch != state["per_epoch"]:
+        place = f"the checkpoint stands in the middle of epoch {epoch}, behind batch {batch} of {state['per_epoch']}"
+        raise SpecError(Fault(f"cannot change here: {place}. Change it when an epoch is over.", "fit.batch_size"))
+    limits = {
+        "epochs": (options.most_epochs, epoch - (not whole)),
+        "max_steps": (options.max_steps, step - (not whole)),
+    }
+    for name, (most, done) in limits.items():
+        if f"fit.{name}" in changed and most is not None and most <= done:
+            what = f"{epoch} epochs" if name == "epochs" else f"{step:,} steps"
+            raise SpecError(Fault(f"is {most}, but {what} are done already: give more.", f"fit.{name}"))
 
 
 def _flat(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -147,14 +190,18 @@ def _json(value: Any) -> Any:
 
 
 def _load_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], options: Mapping[str, Any]
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], options: Mapping[str, Any], keep: bool
 ) -> None:
+    """Take back the state, and the arguments too unless the optimizer is to `keep` its own."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **options["values"]}.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     own = optimizer.state_dict()["param_groups"]
-    groups = [{**mine, **theirs} for mine, theirs in zip(own, options["groups"], strict=True)]
+    groups = [dict(mine) for mine in own]
+    if not keep:
+        for mine, theirs in zip(groups, options["groups"], strict=True):
+            mine |= {"lr": theirs["lr"]} if is_known(optimizer) else theirs
     for mine, group in zip(own, groups, strict=True):
         for name, value in mine.items():
             if isinstance(value, tuple):  # JSON has no tuples

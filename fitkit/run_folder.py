@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
+import re
 import sys
 import time
 from pathlib import Path
@@ -12,14 +14,19 @@ from typing import Any
 
 import torch
 
-from fitkit.engine.weights import save
-from fitkit.errors import CheckpointError, Fault, SpecError
+from fitkit import files
+from fitkit.engine.weights import room, save
+from fitkit.errors import CheckpointError, Fault, SpecError, listing
 from fitkit.history import History
 from fitkit.parts.callback import Callback
+from fitkit.spec.reader import MOST_BYTES
 from fitkit.spec.spec import Spec, dump
 
 SPEC, RESOLVED, ENV = "spec.yaml", "resolved.yaml", "env.json"
 HISTORY_CSV, HISTORY_JSON, SUMMARY, WEIGHTS = "history.csv", "history.json", "summary.json", "model.safetensors"
+MOST_HISTORY_BYTES = 256 << 20  # a million epochs of ten columns
+LEFTOVER = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")  # what `write_text` and `save` write before they rename it
+STATUSES = ("running", "interrupted", "failed", "finished")
 
 
 def fresh(name: str, parent: Path = Path("runs")) -> Path:
@@ -40,18 +47,43 @@ def refuse_used(folder: Path) -> Path:
 
 def status(folder: Path) -> str:
     """Return how the run in a folder stands: "running" (or killed), "interrupted", "failed" or "finished"."""
-    try:
-        return str(json.loads((folder / SUMMARY).read_text("utf-8"))["status"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / SUMMARY}: cannot be read: {error}.") from None
+    if not (folder / SUMMARY).exists():  # killed in its first moment
+        return "running"
+    summary = files.read_json(folder / SUMMARY)
+    if not isinstance(summary, dict) or summary.get("status") not in STATUSES:
+        raise CheckpointError(f"{folder / SUMMARY}: does not say how the run stands: {listing(STATUSES)}.")
+    return str(summary["status"])
 
 
 def read_history(folder: Path) -> History:
-    """Return the history of a finished run."""
+    """Return the history of a finished run; `CheckpointError` names the file that is missing or damaged."""
     try:
-        return History.from_json((folder / HISTORY_JSON).read_text("utf-8"))
+        return History.from_json(_text(folder / HISTORY_JSON, MOST_HISTORY_BYTES))
+    except CheckpointError as error:
+        place = "" if str(folder) in str(error) else f"{folder / HISTORY_JSON}: "
+        raise CheckpointError(f"{place}{error}") from None
+
+
+def read_resolved(folder: Path) -> str:
+    """Return the text of the resolved spec of a run; `CheckpointError` when it cannot be read."""
+    return _text(folder / RESOLVED, MOST_BYTES)
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """Return what a run ran on, as `environment` noted it; `CheckpointError` when the file is missing or damaged."""
+    found = files.read_json(folder / ENV)
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{folder / ENV}: is damaged: it is no JSON object.")
+    return found
+
+
+def _text(path: Path, most: int) -> str:
+    try:
+        return files.read_bytes(path, most=most, links=False).decode("utf-8")
     except OSError as error:
-        raise CheckpointError(f"{folder / HISTORY_JSON}: cannot be read: {error.strerror}.") from None
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: is damaged: {error}.") from None
 
 
 def refuse_links(folder: Path) -> None:
@@ -82,7 +114,16 @@ def write_text(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror}.") from None
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror}. {room(path.parent, len(text))}") from None
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove the unfinished files that a killed run left: of texts, and of weights, which may be large."""
+    for path in folder.rglob(".*.tmp"):
+        if LEFTOVER.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _json(value: Any) -> str:
@@ -149,13 +190,13 @@ def environment(trainer: Any, command: str | None) -> dict[str, Any]:
     import fitkit
 
     device = trainer.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     precision = trainer.objective.precision or next(trainer.model.parameters()).dtype
     return {
         "fitkit": fitkit.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.release()}",  # platform.platform() starts a process, uname
         "device": str(device),
         "device_name": name,
         "threads": torch.get_num_threads(),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fitkit import run_folder
 from fitkit.builder import assemble
 from fitkit.builder.data import Prepared
+from fitkit.changes import Change, changes, check_allowed
 from fitkit.engine import checkpoint
 from fitkit.engine.batches import ArrayBatches
 from fitkit.engine.signals import on_signal
@@ -25,7 +26,8 @@ from fitkit.errors import CheckpointError, Fault, SpecError
 from fitkit.history import History
 from fitkit.parts.callback import Callback
 from fitkit.progress import Bar
-from fitkit.resume import FOLDER, Checkpoints, restore
+from fitkit.resume import FOLDER, Checkpoints, check_place, restore
+from fitkit.spec import reader
 from fitkit.spec.spec import Spec
 from fitkit.trainer import Trainer
 
@@ -40,6 +42,7 @@ def run(
     data: Any = None,
     out: Path | str | None = None,
     resume: bool = False,
+    allow_change: Sequence[str] = (),
     callbacks: Sequence[Callback] = (),
     command: str | None = None,
     every_steps: int | None = None,
@@ -48,8 +51,13 @@ def run(
     """Build and fit. With `out`, keep the run folder up to date, whatever way the fit ends.
 
     With `resume`, the same call starts the run, goes on from its newest whole checkpoint, or returns the history of a
-    finished one (with no trainer). Raises SpecError when the folder holds a run that was asked something else.
+    finished one (with no trainer). Raises SpecError when the folder holds a run that was asked something else, unless
+    `allow_change` names the dotted keys that differ; then it goes on as it is asked now, and the folder says so.
     """
+    if isinstance(allow_change, str):
+        raise SpecError(f"allow_change takes a list of keys: write [{allow_change!r}].")
+    if allow_change and not resume:
+        raise SpecError("only a run that is resumed can allow a change: give --resume, in Python resume=True, too.")
     callbacks = (Bar(), *callbacks)
     if out is None:
         if resume:
@@ -65,12 +73,14 @@ def run(
     writer.data = fingerprint(prepared)
     run_folder.refuse_links(folder)
     with _locked(folder):
+        run_folder.clear_leftovers(folder)
         if resume and (folder / run_folder.RESOLVED).is_file():
-            refuse_change(folder, trainer, writer.data)
-            if run_folder.status(folder) == "finished":
+            changed = find_changes(folder, trainer, writer.data, allow_change)
+            finished = run_folder.status(folder) == "finished"
+            if finished and not changed:
                 return run_folder.read_history(folder), None
             writer.resumed = True
-            trainer.resume = _resume_from(folder)
+            trainer.resume = _resume_from(folder, trainer, finished, changed)
         trainer.keeper = Checkpoints(folder, every_steps=every_steps, every_seconds=every_seconds)
         return _fit(trainer, writer), trainer
 
@@ -86,15 +96,48 @@ def _fit(trainer: Trainer, writer: run_folder.RunFolder) -> History:
         status = "interrupted"
         raise
     finally:
-        writer.close(trainer, status)
+        try:
+            writer.close(trainer, status)
+        except CheckpointError:
+            if status == "finished":  # else what ended the run is what to tell
+                raise
 
 
-def _resume_from(folder: Path) -> Any:
+def _resume_from(folder: Path, trainer: Trainer, finished: bool, changed: Sequence[Change]) -> Any:
+    keys = [change.key for change in changed]
     checkpoint.clear_leftovers(folder / FOLDER)
     saved = checkpoint.newest(folder / FOLDER)
-    if saved is None:  # it was killed before the first checkpoint: the beginning is where it stands
-        return None
-    return lambda trainer: restore(trainer, saved)
+    if saved is None and finished:
+        raise CheckpointError(f"{folder / FOLDER}: the run is finished and has no checkpoint to go on from.")
+
+    if saved is not None:
+        check_place(trainer, saved, keys)
+
+    def resume(trainer: Trainer) -> None:
+        if saved is not None:  # else it was killed before the first checkpoint: the beginning is where it stands
+            restore(trainer, saved, keys)
+        if changed:
+            _record(folder, trainer, changed)
+
+    return resume
+
+
+def _record(folder: Path, trainer: Trainer, changed: Sequence[Change]) -> None:
+    """Write into the run folder what it is asked from now on, and what it was asked before."""
+    when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    environment = run_folder.read_environment(folder)
+    environment |= {change.key: change.now for change in changed if change.key in environment}
+    environment["changes"] = [
+        *environment.get("changes", []),
+        *({"when": when, "step": trainer.step, **change.to_json()} for change in changed),
+    ]
+    run_folder.write_text(folder / run_folder.ENV, json.dumps(environment, indent=2, allow_nan=False) + "\n")
+    run_folder.write_text(folder / run_folder.RESOLVED, trainer.spec.to_yaml())
+
+
+_locks: list[IO[str]] = []  # the lock files that this process holds
+# A process that is forked, as a loader's worker is, would else hold the lock on when this one is killed.
+os.register_at_fork(after_in_child=lambda: [file.close() for file in _locks])
 
 
 @contextlib.contextmanager
@@ -111,25 +154,26 @@ def _locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise SpecError(Fault("another process is running in this folder.", str(folder))) from None
+        _locks.append(file)
         try:
             yield
         finally:
+            _locks.remove(file)
             (folder / LOCK).unlink(missing_ok=True)
 
 
-def refuse_change(folder: Path, trainer: Trainer, data: Mapping[str, str]) -> None:
-    """Raise SpecError with every difference between what the folder's run was asked and what is asked now."""
-    before = (folder / run_folder.RESOLVED).read_text("utf-8").splitlines()
-    now = trainer.spec.to_yaml().splitlines()
-    changes = [line for line in difflib.unified_diff(before, now, "then", "now", lineterm="", n=0) if line[:1] in "-+"]
-    changes = [line for line in changes if not line.startswith(("---", "+++"))]
-    environment = json.loads((folder / run_folder.ENV).read_text("utf-8"))
-    for what, value in {"torch": torch.__version__, "threads": torch.get_num_threads(), **data}.items():
-        if environment.get(what) != value:
-            changes += [f"-{what}: {environment.get(what)}", f"+{what}: {value}"]
-    if changes:
-        message = "this run was asked something else, so it cannot be gone on with:\n  " + "\n  ".join(changes)
-        raise SpecError(Fault(f"{message}\nStart another run in another folder.", str(folder)))
+def find_changes(folder: Path, trainer: Trainer, data: Mapping[str, str], allowed: Sequence[str]) -> list[Change]:
+    """Return every difference between what the run was asked and what is asked now: spec, torch, threads, data.
+
+    Raises SpecError unless all of them are allowed, and are such as a run can be gone on with.
+    """
+    now = {"torch": str(torch.__version__), "threads": torch.get_num_threads(), **data}
+    environment = run_folder.read_environment(folder)
+    asked = [reader.read_text(text).plain() for text in (run_folder.read_resolved(folder), trainer.spec.to_yaml())]
+    then = {**asked[0], **{name: environment[name] for name in environment if name in now or name.startswith("data_")}}
+    found = changes(then, {**asked[1], **now})
+    check_allowed(found, allowed, [then, asked[1]], str(folder))
+    return found
 
 
 def fingerprint(prepared: Prepared) -> dict[str, str]:

@@ -5,8 +5,10 @@ fit
   for each epoch
     on_epoch_begin
     for each window of `accumulate` batches
-      learning rate, seed, step                  TrainStep: forward, backward, unscale, clip, update
+      learning rate, step                        TrainStep: seed, forward, backward, unscale, clip, update
       on_step_end                                only if a callback has one
+      on_tick                                    ten times a second at most
+      checkpoint                                 where a keeper says so
     evaluate                                     on_evaluate_begin … on_evaluate_end; best weights are copied
     row -> History
     on_epoch_end
@@ -29,15 +31,17 @@ from torch import Tensor, nn
 
 from fitkit.engine.batches import Batch, Batches
 from fitkit.engine.devices import run_settings
-from fitkit.engine.seeds import seed_epoch, seed_step
-from fitkit.engine.step import Evaluator, Objective, Sums, TrainStep
+from fitkit.engine.memory import MicroBatches, refuse_batchnorm
+from fitkit.engine.seeds import seed_epoch
+from fitkit.engine.signals import Interrupted
+from fitkit.engine.step import Evaluator, Objective, Sums, TrainStep, all_finite, explained
 from fitkit.engine.weights import save, snapshot
 from fitkit.errors import DataError, FitkitError, TrainingError
 from fitkit.history import History
 from fitkit.parts.callback import Callback, overridden
 from fitkit.spec.options import FitOptions
 
-HOOKS = ("train_begin", "epoch_begin", "step_end", "evaluate_begin", "evaluate_end", "epoch_end", "train_end")
+HOOKS = ("train_begin", "epoch_begin", "step_end", "tick", "evaluate_begin", "evaluate_end", "epoch_end", "train_end")
 TICK_SECONDS = 0.1
 
 
@@ -72,15 +76,6 @@ class Keeper(Protocol):
         """Write a checkpoint."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """A signal ended the fit between two steps, with a checkpoint written if there is a keeper."""
-
-    def __init__(self, signal: int) -> None:
-        super().__init__(f"stopped by signal {signal}")
-        self.signal = signal
-        self.hint = ""  # how to go on, where someone knows it
-
-
 @dataclass(kw_only=True)
 class Trainer:
     """The parts of a fit (plain torch objects) and its progress.
@@ -106,7 +101,6 @@ class Trainer:
     card: Mapping[str, Any] = field(default_factory=dict)  # what a weights file says about the model
     spec: Any = None  # the Spec with every default filled in, if there is one
     notes: str = ""  # what the build found worth printing once: class counts a part
-    on_tick: Callable[[Trainer], None] | None = None  # ten times a second, for progress bars
     keeper: Keeper | None = None  # writes checkpoints
     resume: Callable[[Trainer], None] | None = None  # puts the trainer where a checkpoint was taken, after train_begin
 
@@ -116,16 +110,18 @@ class Trainer:
     batch: int = 0  # batches taken in this epoch
     skipped_steps: int = 0
     lr_factor: float = 1.0
-    stopped: str = ""
+    stopped: str = ""  # why the fit ends after this epoch
+    limited: bool = False  # that is a limit of the options: a resumed run finds it out again, or has a wider one
     row: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0  # of earlier sessions of a resumed run
     interrupted: int = 0  # the signal that asks to leave: the loop writes a checkpoint after the current step
-    compiling: bool = False  # a signal need not wait for the end of this
     best: dict[str, Tensor] | None = field(default=None, repr=False)
     best_value: float | None = None
+    checkpoint: Path | None = None  # the newest of this run
 
     def __post_init__(self) -> None:
         """Set up the history, whose columns are known from here on."""
+        refuse_batchnorm(self.model, self.options)
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         if self.monitor is None and self.val is not None:
@@ -135,23 +131,36 @@ class Trainer:
         self.history = History(self.columns, {column: self.direction(column) for column in measured})
         compiled = self.options.compile is True
         self.sums = Sums(self.objective.metrics, self.device)  # of the epoch under way
-        self._evaluator = Evaluator(self.model, self.objective, compile=compiled)
+        self._micro = MicroBatches(self.model, self.options)
+        self._evaluator = Evaluator(self.model, self.objective, self._micro, compile=compiled)
         self._train_step = TrainStep(
             self.model,
             self.objective,
             self.optimizer,
+            self._micro,
+            seed=self.seed,
             clip_norm=self.options.clip_norm,
             scaler=self.scaler,
             compile=compiled,
         )
-        self._uncompiled: set[bool] = (
-            {True, False} if compiled else set()
-        )  # training and evaluation, before their first call
         self._hooks = {name: overridden(self.callbacks, f"on_{name}") for name in HOOKS}  # an empty hook costs nothing
 
     def _call(self, hook: str) -> None:
         for method in self._hooks[hook]:
             method(self)
+
+    @property
+    def micro_batch(self) -> int | None:
+        """The rows that a forward pass takes at most, since memory ran out and batches were halved; None before."""
+        return self._micro.rows
+
+    @micro_batch.setter
+    def micro_batch(self, rows: int | None) -> None:
+        self._micro.rows = rows
+
+    def running_loss(self) -> float:
+        """Return the mean training loss of this epoch so far, 0 before anything counted; this waits for the device."""
+        return self.sums.mean_loss()
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -191,10 +200,16 @@ class Trainer:
         """End the fit after the current epoch."""
         self.stopped = self.stopped or reason
 
+    def _limit(self, reason: str) -> None:
+        """End the fit by a limit of its options."""
+        if not self.stopped:
+            self.stopped, self.limited = reason, True
+
     def fit(self) -> History:
         """Run the loop and return the history; the model is left with the best epoch's weights.
 
-        Raises TrainingError when the loss is no longer finite; its `history` holds the finished epochs.
+        Raises TrainingError when the loss is no longer finite or memory runs out; its `history` holds the finished
+        epochs.
         """
         if self.epoch:
             raise FitkitError("this trainer has run already: build another, or fit the model again by a spec.")
@@ -206,25 +221,29 @@ class Trainer:
             self._call("train_begin")
             if self.resume is not None:
                 self.resume(self)
+            self._micro.watch()
             begun -= self.seconds
             try:
-                while not self.stopped:
+                while not self.stopped or len(self.history) < self.epoch:  # the latter where a run was resumed
                     self._epoch(begun)
                 self._call("train_end")
                 self._refuse_no_best()
+            except Interrupted:
+                self._save(begun)
+                raise
             except TrainingError as error:
                 error.history = self.history
                 raise
-            except IndexError as error:  # torch's cross entropy on a CPU; arrays were checked before
-                if "out of bounds" not in str(error):
+            except (IndexError, RuntimeError, MemoryError) as error:
+                if (fault := explained(error, f"epoch {self.epoch}, step {self.step + 1:,}")) is None:
                     raise
-                raise DataError(
-                    f"epoch {self.epoch}, step {self.step}: the model has no output for it: {error}"
-                ) from error
+                if isinstance(fault, TrainingError):
+                    fault.history = self.history
+                raise fault from error
             finally:
                 self._leave_best()
                 self.history.stopped, self.history.seconds = self.stopped, time.perf_counter() - begun
-                self.history.skipped_steps = self.skipped_steps
+                self.history.skipped_steps, self.history.micro_batch = self.skipped_steps, self.micro_batch
         return self.history
 
     def _refuse_no_best(self) -> None:
@@ -232,14 +251,18 @@ class Trainer:
         if self.best is not None:
             return
         if self.val is None or self.monitor is None:
-            if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
-                raise TrainingError("the last step left NaN or infinity in the weights: lower lr, or set clip_norm.")
+            if not all_finite(self.model.parameters()):
+                raise TrainingError(self._bad_weights())
             return
         column = self.monitor.column
         raise TrainingError(
             f"{column} was never finite in {len(self.history)} epochs, so no epoch is the best. Look for NaN or "
             "infinity in the validation data, and for layers that behave otherwise in eval mode."
         )
+
+    def _bad_weights(self) -> str:
+        kept = f" The last good checkpoint is {self.checkpoint}." if self.checkpoint else ""
+        return f"step {self.step:,} left NaN or infinity in the weights.{kept} Lower lr, or set fit.clip_norm."
 
     def _leave_best(self) -> None:
         if self.best is not None:
@@ -259,14 +282,16 @@ class Trainer:
         self.row = {**self.sums.values()}
         most = self.options.most_epochs
         if most is not None and self.epoch >= most:
-            self.stop(f"all {most} epochs done")
-        try:
-            self.row |= self._evaluate()
-        except Interrupted:
-            self._leave(begun)
+            self._limit(f"all {most} epochs done")
+        if self.stopped:  # before the evaluation that a longer run might not have had here
+            self._save(begun)
+        ended = bool(self.stopped)
+        self.row |= self._evaluate()
         self.row |= {"lr": self.lr, "epoch_seconds": time.perf_counter() - started}
         self.history.append({column: self.row.get(column, math.nan) for column in self.columns})
         self._call("epoch_end")
+        if self.stopped and not ended:
+            self._save(begun)
 
     def _train_epoch(self, begun: float) -> None:
         """Take one pass over the training batches, or what is left of it."""
@@ -277,8 +302,7 @@ class Trainer:
             return
         for window in self._windows():
             self._set_lr()
-            seed_step(self.device, self.seed, self.step + self.skipped_steps)
-            applied = self._first_step(window, begun) if True in self._uncompiled else train_step(window, self.sums)
+            applied = train_step(window, self.sums, self.step + self.skipped_steps)
             self.batch += len(window)
             if applied:
                 self.step += 1
@@ -289,40 +313,19 @@ class Trainer:
             now = time.perf_counter()
             if now >= next_tick:
                 next_tick = now + TICK_SECONDS
-                if self.on_tick is not None:
-                    self.on_tick(self)
+                self._call("tick")
             if self.interrupted:
-                self._leave(begun)
+                raise Interrupted(self.interrupted)
             if self.keeper is not None and self.keeper.due(self, now):
-                self.seconds = now - begun
-                self.keeper.save(self)
+                self._save(begun)
             if self._is_over(now, deadline):
-                return
-
-    def _first_step(self, window: Sequence[Batch], begun: float) -> bool:
-        """Take a step that may compile for long: a signal ends it at once, with the buffers as they were before."""
-        before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        sums = self.sums.tensors()
-        self.compiling = True
-        try:
-            return self._train_step(window, self.sums)
-        except Interrupted:
-            self.compiling = False
-            for name, buffer in self.model.named_buffers():
-                buffer.copy_(before[name])
-            self.model.zero_grad()
-            if self.sums.totals:
-                self.sums.load(sums)
-            self._leave(begun)
-            raise
-        finally:
-            self.compiling = False
-            self._uncompiled.discard(True)
+                break
+        self._call("tick")
 
     def interrupt(self, signal: int) -> None:
-        """Ask the fit to leave: after the current step, or at once while it compiles."""
+        """Ask the fit to leave with a checkpoint: after the current step, or at once while it compiles."""
         self.interrupted = signal
-        if self.compiling:
+        if self._train_step.interruptible or self._evaluator.interruptible:
             raise Interrupted(signal)
 
     def _watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -334,17 +337,21 @@ class Trainer:
     def _is_over(self, now: float, deadline: float) -> bool:
         most = self.options.max_steps
         if most is not None and self.step >= most:
-            self.stop(f"max_steps {most} reached")
+            self._limit(f"max_steps {most} reached")
         elif now >= deadline:
-            self.stop(f"max_time {self.options.max_time:g} s reached")
+            self._limit(f"max_time {self.options.max_time:g} s reached")
         return bool(self.stopped)
 
-    def _leave(self, begun: float) -> None:
-        """Write a checkpoint, if there is a keeper, and end the fit at once."""
-        if self.keeper is not None:
+    def _save(self, begun: float) -> None:
+        """Write a checkpoint, if there is a keeper; a state that is not finite is never written."""
+        if self.keeper is None:
+            return
+        self._call("tick")  # TerminateOnNaN looks at the loss
+        if all_finite(self._train_step.parameters):
             self.seconds = time.perf_counter() - begun
-            self.keeper.save(self)
-        raise Interrupted(self.interrupted)
+            self.checkpoint = self.keeper.save(self)
+        elif not self.stopped:  # at the end there may still be a best epoch
+            raise TrainingError(self._bad_weights())
 
     def _windows(self) -> Iterator[Sequence[Batch]]:
         batches = self.train.shuffled(self.seed, self.epoch, self.batch)
@@ -387,9 +394,4 @@ class Trainer:
 
     def evaluate(self, batches: Batches) -> Mapping[str, float]:
         """Return loss and metrics over the batches, in eval mode, every sample once, with the plain loss."""
-        self.compiling = False in self._uncompiled
-        try:
-            return self._evaluator(self._watched(batches.in_order()), self.device)
-        finally:
-            self.compiling = False
-            self._uncompiled.discard(False)
+        return self._evaluator(self._watched(batches.in_order()), self.device)

@@ -33,6 +33,7 @@ class FakeTrainer:
     epoch: int = 0
     step: int = 0
     stopped: str = ""
+    checkpoint: Path | None = None
 
     def __post_init__(self):
         self.columns = tuple(self.rows[0])
@@ -40,6 +41,9 @@ class FakeTrainer:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=self.lr)
         self.row = {}
         self.lrs = []
+
+    def running_loss(self):
+        return self.scripted.get("loss", 0.0)
 
     def direction(self, column):
         return DIRECTIONS[column]
@@ -58,6 +62,7 @@ class FakeTrainer:
         attempt = first * self.steps
         for row in self.rows[first:]:
             self.epoch += 1
+            self.scripted = row
             self.call("on_epoch_begin")
             self.optimizer.param_groups[0]["lr"] = self.lr * self.lr_factor
             self.lrs.append(self.lr * self.lr_factor)
@@ -67,6 +72,7 @@ class FakeTrainer:
                     self.step += 1
                 self.call("on_step_end")
                 attempt += 1
+            self.call("on_tick")
             self.call("on_evaluate_begin")
             self.call("on_evaluate_end")
             self.row = row

@@ -8,6 +8,7 @@ import torch
 from corpus import COMMANDS, NAMES, PYTHON
 
 import fitkit
+from fitkit import files
 from fitkit.cli import main
 from fitkit.engine.step import TrainStep
 
@@ -17,6 +18,7 @@ def a_machine_without_a_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(files, "available_memory", lambda: 16 * 10**9)
     monkeypatch.chdir(tmp_path)
 
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import fitkit
+from fitkit.engine.step import TrainStep
 
 pytestmark = [
     pytest.mark.cuda,
@@ -28,28 +29,24 @@ def test_a_fit_on_a_gpu_learns_in_every_precision(precision):
     assert next(model.parameters()).is_cuda and next(model.parameters()).dtype == torch.float32
 
 
-def test_no_step_waits_for_the_gpu():
+def test_no_step_waits_for_the_gpu(monkeypatch):
     torch.manual_seed(0)
     model = nn.Linear(20, 3)
     spec = {
         "splits": {"random": {"val": 0}},
         "fit": {"epochs": 2, "device": "cuda", "precision": "bf16", "clip_norm": 1.0},
     }
+    trainer = fitkit.build(spec, model=model, data=(X, Y))
+    original = TrainStep.__call__
 
-    def watch(mode):
-        return lambda trainer: torch.cuda.set_sync_debug_mode(mode)
-
-    hooks = fitkit.LambdaCallback(on_step_end=watch("error"), on_epoch_end=watch("default"))
-    trainer = fitkit.build(spec, model=model, data=(X, Y), callbacks=[hooks])
-    original = trainer._train_epoch
-
-    def epoch(sums, begun):
+    def watched(step, *arguments):
+        torch.cuda.set_sync_debug_mode("error" if arguments[-1] else "default")  # the first step sets the GPU up
         try:
-            original(sums, begun)
+            return original(step, *arguments)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    trainer._train_epoch = epoch
+    monkeypatch.setattr(TrainStep, "__call__", watched)
     trainer.fit()
 
 

@@ -10,11 +10,12 @@ PACKAGE = Path(__file__).parent.parent / "fitkit"
 # From the ground up: a module may import only modules of lower layers, and of its own folder where that is a layer.
 LAYERS = [
     ["errors"],
+    ["files"],
     ["history"],
     ["data", "spec"],
     ["engine", "parts"],
     ["trainer"],
-    ["run_folder", "progress", "builder", "resume"],
+    ["run_folder", "progress", "builder", "resume", "changes"],
     ["session"],
     ["model", "register"],
     ["after"],

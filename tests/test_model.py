@@ -132,6 +132,7 @@ def test_a_run_folder_holds_what_was_asked_what_ran_and_what_came_out(tmp_path):
     history, _ = fit({"name": "mine", "data": "iris", "model": {"mlp": [8]}}, tmp_path)
     run = tmp_path / "run"
     names = [
+        "checkpoints",
         "env.json",
         "history.csv",
         "history.json",

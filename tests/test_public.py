@@ -8,7 +8,14 @@ import fitkit
 
 def test_the_public_names_are_these():
     assert fitkit.__all__ == sorted(fitkit.__all__, key=lambda name: (name.islower(), name))
-    assert {name for name in fitkit.__all__ if name[0].islower()} == {"build", "fit", "load", "load_spec", "register"}
+    assert {name for name in fitkit.__all__ if name[0].islower()} == {
+        "build",
+        "fit",
+        "load",
+        "load_spec",
+        "plan",
+        "register",
+    }
     for name in fitkit.__all__:
         assert getattr(fitkit, name).__doc__, name
 

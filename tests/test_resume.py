@@ -116,48 +116,6 @@ def test_a_dataset_that_draws_goes_on_where_it_was(tmp_path):
     assert rows(history) == rows(whole) and same(model.state_dict(), resumed.state_dict())
 
 
-MEMORY = [
-    "optimizer",
-    "best",
-    "sums",
-    "callbacks",
-    "counters.lr_factor",
-    "counters.best_value",
-    "counters.step",
-    "history",
-]
-
-
-@pytest.mark.parametrize("forgotten", MEMORY)
-def test_the_comparison_notices_whatever_a_checkpoint_forgets(forgotten, tmp_path, monkeypatch):
-    name = {"callbacks": "averages", "optimizer": "schedule"}.get(forgotten, "best at first")
-    whole, model, _ = fit(name, tmp_path / "whole")
-    with pytest.raises(Killed):
-        fit(name, tmp_path / "cut", resume=True, stop_at=25)
-    read = checkpoint.read
-
-    def forget(path):
-        saved = read(path)
-        tensors, state = dict(saved.tensors), json.loads(json.dumps(saved.state))
-        if "." in forgotten:
-            key = forgotten.split(".")[1]
-            state["counters"][key] = {"lr_factor": 1.0, "best_value": None, "step": 0}[key]
-        elif forgotten == "history":
-            history = fitkit.History.from_json(state["history"])
-            for column in history.history.values():
-                column[-1] += 1
-            state["history"] = history.to_json()
-        elif forgotten == "optimizer":
-            tensors["optimizer"] = {k: torch.zeros_like(v) for k, v in tensors["optimizer"].items()}
-        else:
-            tensors[forgotten] = {k: torch.zeros_like(v) for k, v in tensors[forgotten].items()}
-        return checkpoint.Checkpoint(path, tensors, state)
-
-    monkeypatch.setattr(checkpoint, "read", forget)
-    history, resumed, _ = fit(name, tmp_path / "cut", resume=True)
-    assert rows(history) != rows(whole) or not same(model.state_dict(), resumed.state_dict())
-
-
 def test_a_finished_run_is_left_alone(tmp_path):
     whole, _, _ = fit("plain", tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
@@ -169,7 +127,7 @@ def test_a_finished_run_is_left_alone(tmp_path):
 def test_another_spec_or_other_data_is_refused_with_the_difference(tmp_path):
     with pytest.raises(Killed):
         fit("plain", tmp_path / "run", stop_at=5)
-    with pytest.raises(SpecError, match=r"\+  cosine:"):
+    with pytest.raises(SpecError, match="schedule: constant then, cosine now: --allow-change schedule permits it"):
         fit("schedule", tmp_path / "run", resume=True)
     with pytest.raises(SpecError, match=r"data_train"):
         fit("plain", tmp_path / "run", resume=True, data=(X + 1, Y))
@@ -200,44 +158,6 @@ def test_when_no_checkpoint_is_whole_the_run_stops_instead_of_starting_over(tmp_
         path.write_text("{}")
     with pytest.raises(CheckpointError, match="no checkpoint is whole"):
         fit("plain", tmp_path / "run", resume=True)
-
-
-def test_every_point_at_which_a_save_can_die_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
-    """A crash after each file operation of a save, one after the other."""
-    operations = ["mkdir", "rename", "open"]
-    from pathlib import Path
-
-    points = 0
-    for crash_at in range(1, 40):
-        folder = tmp_path / str(crash_at)
-        tensors, state = {"model": {"w": torch.ones(3)}}, {"n": 1}
-        checkpoint.write(folder, 1, tensors, state)
-        done = 0
-
-        def counted(original, crash_at=crash_at):
-            def call(*args, **kwargs):
-                nonlocal done
-                done += 1
-                if done == crash_at:
-                    raise Killed
-                return original(*args, **kwargs)
-
-            return call
-
-        with monkeypatch.context() as patch:
-            for name in operations:
-                patch.setattr(Path, name, counted(getattr(Path, name)))
-            patch.setattr(os, "fsync", counted(os.fsync))
-            patch.setattr(checkpoint, "write_tensors", counted(checkpoint.write_tensors))
-            try:
-                checkpoint.write(folder, 2, {"model": {"w": torch.full((3,), 2.0)}}, {"n": 2})
-            except Killed:
-                points += 1
-        saved = checkpoint.newest(folder)
-        assert saved.tensors["model"]["w"][0] == saved.state["n"]
-        if done < crash_at:
-            break
-    assert points >= 8
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint_and_says_what_is_needed(tmp_path, monkeypatch):
@@ -311,5 +231,6 @@ def test_verify_resume_kills_and_proves(tmp_path, capsys):
     from fitkit.cli import main
 
     (tmp_path / "spec.yaml").write_text(SPEC)
-    assert main(["verify-resume", str(tmp_path / "spec.yaml"), "fit.epochs=30", "--kills", "3"]) == 0
-    assert "3 kills" in capsys.readouterr().out
+    assert main(["verify-resume", str(tmp_path / "spec.yaml"), "fit.epochs=8", "--kills", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "3 kills" in said and "inside a save" in said and "while it started or resumed" in said

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fitkit import run_folder
-from fitkit.after.finished import csv_settings, read_spec, read_x
+from fitkit import files, run_folder
+from fitkit.after.finished import csv_settings, read_spec, read_x, refuse_code
 from fitkit.builder import assemble
 from fitkit.engine import weights
 from fitkit.errors import CheckpointError, DataError, SpecError, listing
@@ -31,13 +31,14 @@ def evaluate_split(folder: Path, split: str, root: Path | None = None) -> tuple[
     spec = dataclasses.replace(spec, callbacks=(), fit=options)
     if spec.model is None or spec.data is None or spec.data.name == "arrays":
         raise SpecError(f"{folder}: its model or data was given in Python: use fitkit.load(…).evaluate((x, y)).")
-    state, transform, _ = weights.load(folder / run_folder.WEIGHTS)
+    path = folder / run_folder.WEIGHTS
+    state, transform, _ = weights.load(path, links=False)
     trainer, prepared = assemble(spec, None, None, None)
     if split not in prepared.parts:
         raise SpecError(f"{folder}: this run has no {split} split, only {listing(prepared.parts)}.")
-    weights.put(trainer.model, state, folder / run_folder.WEIGHTS)
+    weights.put(trainer.model, state, path)
     if trainer.objective.transform is not None:
-        trainer.objective.transform.load_state_dict(transform)
+        weights.put(trainer.objective.transform, transform, path)
     values = dict(trainer.evaluate(prepared.parts[split]))
     return values, _note_look(folder) if split == "test" else 0
 
@@ -45,8 +46,8 @@ def evaluate_split(folder: Path, split: str, root: Path | None = None) -> tuple[
 def _note_look(folder: Path) -> int:
     path = folder / LEDGER
     try:
-        looks: Any = json.loads(path.read_text("utf-8")) if path.is_file() else []
-    except (ValueError, RecursionError):
+        looks: Any = files.read_json(path) if path.exists() else []
+    except CheckpointError:
         looks = None
     if not isinstance(looks, list) or not all(isinstance(look, dict) for look in looks):
         raise CheckpointError(f"{path}: is damaged, so nobody knows how often the test split was looked at.")
@@ -58,6 +59,7 @@ def _note_look(folder: Path) -> int:
 
 def evaluate_file(folder: Path, data: Path) -> dict[str, float]:
     """Return loss and metrics on all rows of a file: a CSV with the target, or an .npz or .safetensors with x and y."""
+    refuse_code(data)
     model = load(folder)
     spec = read_spec(folder)
     suffix = data.suffix.lower()

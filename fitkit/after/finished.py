@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fitkit import run_folder
+from fitkit import files, run_folder
 from fitkit.builder import check_tree
 from fitkit.errors import CheckpointError, DataError, SpecError
 from fitkit.model import Model, features
@@ -23,10 +23,11 @@ def read_spec(folder: Path, root: Path | None = None) -> Spec:
     Without a root that is the working directory, where paths start in a run that was started there.
     """
     path = folder / run_folder.RESOLVED
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{folder}: this is not a run folder: there is no {run_folder.RESOLVED} in it.")
     try:
-        return check_tree(_rooted(reader.read_file(path), root or Path.cwd()))
+        text = run_folder.read_resolved(folder)
+        return check_tree(_rooted(reader.read_text(text, str(path)), root or Path.cwd()))
     except SpecError as error:
         hint = (
             " Name the folder that holds the run's data with --root DIR."
@@ -53,9 +54,16 @@ def csv_settings(spec: Spec) -> tuple[list[str] | None, str]:
     return [target] if isinstance(target, str) else target, str(spec.data.get("delimiter"))
 
 
+def refuse_code(data: Path) -> None:
+    """Raise DataError for a kind of file that fitkit opens nowhere; the message says how to convert it."""
+    if reason := files.why_not(data):
+        raise DataError(f"{data}: {reason}")
+
+
 def read_x(model: Model, data: Path, delimiter: str = ",") -> Tensor:
     """Return the samples of a file as the model takes them, (N, ...)."""
     suffix, columns = data.suffix.lower(), features(model.card)
+    refuse_code(data)
     if columns is not None:
         if suffix != ".csv":
             raise DataError(f"{data}: this run was trained on a table: give a .csv file with its columns.")

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fitkit.after.words import SECTIONS, fallback, notes, sentence, wanted
@@ -160,6 +161,11 @@ def _one(annotation: Any) -> Schema:
     return {"type": kinds.get(base, ["string", "number", "boolean", "null"])}
 
 
+def _any_case(names: Iterable[str]) -> str:
+    """Return a pattern for these names in upper and lower case: JSON Schema's patterns have no flag for it."""
+    return "|".join("".join(f"[{c}{c.upper()}]" if c.isalpha() else re.escape(c) for c in n) for n in sorted(names))
+
+
 def _marked(annotation: Any, marks: Sequence[Any]) -> Any:
     for mark in marks:
         annotation = Annotated[annotation, mark]
@@ -197,5 +203,5 @@ def _string(marks: Sequence[Any]) -> Schema:
         if isinstance(mark, InputPath):
             schema |= {"minLength": 1, "not": {"pattern": "^/|://"}}
         if isinstance(mark, OutputPath):
-            schema |= {"minLength": 1, "not": {"pattern": rf"^/|(^|/)\.\.(/|$)|^({'|'.join(RUN_FILES)})(/|$)"}}
+            schema |= {"minLength": 1, "not": {"pattern": rf"^/|(^|/)\.\.(/|$)|^\.[^/]|^({_any_case(RUN_FILES)})(/|$)"}}
     return schema

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from fitkit.builder.tables import TABLES
 from fitkit.data import Data
 from fitkit.errors import DataError, SpecError, listing, nearest, show
-from fitkit.parts import csv_table
+from fitkit.parts import array_file, csv_table
 from fitkit.parts.input_file import existing
 
 MOST_COLUMNS, MOST_CLASSES, MOST_TEXTS, MOST_LETTERS = 30, 8, 4, 30  # in a comment
@@ -178,7 +175,7 @@ def _target(data: Data) -> str:
 def _text(path: Path, target: str | None, folder: Path) -> Survey:
     if target is not None:
         raise SpecError(f"{path}: a text has no columns: its target is the next character. Leave --target out.")
-    letters = len(path.read_bytes())
+    letters = path.stat().st_size
     given = {"length": max(1, min(LENGTH, letters // FEWEST_WINDOWS))}
     data: Data = TABLES["sources"]["text"].factory(path=str(path), **given)
     why = {"path": PATH, "length": "characters that the model sees at once"}
@@ -195,11 +192,11 @@ def _npy(path: Path, target: str | None, folder: Path) -> Survey:
     return _arrays(data, "npy", {"x": _relative(path, folder), "y": _relative(y, folder)}, {"y": "the targets"})
 
 
-def _archive(source: str, names: Callable[[Path], list[str]]) -> Callable[[Path, str | None, Path], Survey]:
-    """Return the reader of files that hold named arrays, whose names `names` lists."""
+def _archive(source: str) -> Callable[[Path, str | None, Path], Survey]:
+    """Return the reader of files that hold named arrays."""
 
     def read(path: Path, target: str | None, folder: Path) -> Survey:
-        bases = list(dict.fromkeys(re.sub(r"_(train|val|test)$", "", name) for name in names(path)))
+        bases = list(dict.fromkeys(re.sub(r"_(train|val|test)$", "", name) for name in array_file.names(str(path))))
         y = target or next((name for name in bases if name.lower() in TARGET_NAMES), "y")
         others = [name for name in bases if name != y]
         x = next((name for name in others if name.lower() in INPUT_NAMES), others[0] if len(others) == 1 else "x")
@@ -230,28 +227,12 @@ def _arrays(data: Data, source: str, given: Mapping[str, Any], why: Mapping[str,
     return Survey(data=data, source=source, arguments=given, why=why, about=about)
 
 
-def _zip_names(path: Path) -> list[str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return [name.removesuffix(".npy") for name in archive.namelist()]
-    except (OSError, zipfile.BadZipFile):
-        return []  # the source says what is wrong
-
-
-def _safetensors_names(path: Path) -> list[str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys())
-    except (OSError, SafetensorError):
-        return []  # the source says what is wrong
-
-
 READERS: dict[str, Callable[[Path, str | None, Path], Survey]] = {
     ".csv": _csv,
     ".tsv": _csv,
     ".npy": _npy,
-    ".npz": _archive("npz", _zip_names),
-    ".safetensors": _archive("safetensors", _safetensors_names),
+    ".npz": _archive("npz"),
+    ".safetensors": _archive("safetensors"),
     ".txt": _text,
 }
 

@@ -18,16 +18,15 @@ from torch import Tensor, nn
 from fitkit.builder.card import make_card
 from fitkit.builder.data import Prepared, prepare
 from fitkit.builder.objective import check_values, choose_loss, count_outputs, make_objective
+from fitkit.builder.outline import Outline, make_model
 from fitkit.builder.tables import PLATEAU, TABLES, default
-from fitkit.data import Inputs
 from fitkit.engine.batches import Batches
 from fitkit.engine.devices import check_compile, choose_device, choose_precision
-from fitkit.engine.seeds import INIT, derive
 from fitkit.engine.step import eval_mode
 from fitkit.errors import DataError, Fault, SpecError, listing, nearest, show
 from fitkit.parts.callback import Callback
 from fitkit.parts.callbacks import TerminateOnNaN, columns_in
-from fitkit.parts.layers import OUTPUTS, build_layers
+from fitkit.parts.layers import OUTPUTS
 from fitkit.parts.optimizers import build_optimizer
 from fitkit.parts.schedules import bind_schedule
 from fitkit.spec import check, compose, reader
@@ -88,18 +87,26 @@ def assemble(
     spec: Spec, model: nn.Module | None, data: Any, out: Path | None, callbacks: Sequence[Callback] = ()
 ) -> tuple[Trainer, Prepared]:
     """Return the Trainer and the data that it was built on, test part included."""
+    begun = begin(spec, model, data)
     try:
-        return _assemble(spec, model, data, out, callbacks)
+        begun.refuse_too_large()
+        return finish(begun, out, callbacks), begun.prepared
     except SpecError as error:
         raise spec.located(error) from error.__cause__
 
 
-def _assemble(
-    spec: Spec, model: nn.Module | None, data: Any, out: Path | None, callbacks: Sequence[Callback]
-) -> tuple[Trainer, Prepared]:
-    device, precision = _settings(spec, model, data)
+def begin(spec: Spec, model: nn.Module | None, data: Any) -> Outline:
+    """Prepare the data of a run and find what they ask of its model; SpecError or DataError where they do not fit."""
+    try:
+        return _begin(spec, model, data)
+    except SpecError as error:
+        raise spec.located(error) from error.__cause__
+
+
+def _begin(given: Spec, model: nn.Module | None, data: Any) -> Outline:
+    device, precision = _settings(given, model, data)
     dtype = torch.get_default_dtype() if model is None else _float_dtype(model)
-    prepared = prepare(spec, data, dtype=dtype, device=device)
+    prepared = prepare(given, data, dtype=dtype, device=device)
     spec = prepared.spec
     if prepared.parts["train"].per_epoch == 0:
         raise DataError("the training data yields no batch: its loader drops the only one. Take a smaller batch_size.")
@@ -108,10 +115,25 @@ def _assemble(
     ours = model is None
     inputs = prepared.inputs
     outputs = count_outputs(contract, prepared) if ours and _asks_outputs(spec.model) else None
-    if model is None:
-        model = make_model(spec, inputs, outputs or 0)
-    else:
+    if not ours:
         spec = dataclasses.replace(spec, model=None)  # the module stands in for what the spec says
+    return Outline(
+        spec=spec,
+        model=model,
+        prepared=prepared,
+        contract=contract,
+        inputs=inputs,
+        outputs=outputs,
+        device=device,
+        precision=precision,
+    )
+
+
+def finish(begun: Outline, out: Path | None, callbacks: Sequence[Callback] = ()) -> Trainer:
+    """Build the model of an outline, unless it is the user's own, and return the Trainer."""
+    spec, prepared, contract = begun.spec, begun.prepared, begun.contract
+    device, precision, ours = begun.device, begun.precision, begun.model is None
+    model = begun.make() if begun.model is None else begun.model
     model.to(device)
     bound = make_objective(spec, contract, prepared, model, precision, ours)
     objective, spec = bound.objective, bound.spec
@@ -134,9 +156,9 @@ def _assemble(
         notes=prepared.counts,
     )
     _check_monitors(trainer, spec, callbacks)
-    trainer.card = make_card(trainer, prepared, inputs, outputs, bound, ours)
+    trainer.card = make_card(trainer, prepared, begun.inputs, begun.outputs, bound, ours)
     trainer.history.spec = trainer.spec.resolved()
-    return trainer, prepared
+    return trainer
 
 
 def _settings(spec: Spec, model: Any, data: Any) -> tuple[torch.device, torch.dtype | None]:
@@ -172,19 +194,6 @@ def _float_dtype(model: nn.Module) -> torch.dtype:
 
 def _with_epochs(spec: Spec) -> Any:
     return dataclasses.replace(spec.fit, epochs=spec.fit.most_epochs)
-
-
-def make_model(spec: Spec, inputs: Inputs, outputs: int) -> nn.Module:
-    """Build the spec's model: initial weights depend on the seed alone, torch's generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive(spec.seed, INIT))
-        if isinstance(spec.model, Component):
-            model = spec.model.build(inputs, outputs)
-            if not isinstance(model, nn.Module):
-                raise spec.model.error(f"must return a torch.nn.Module, not a {type(model).__name__}.")
-            return model
-        assert spec.model is not None
-        return build_layers(spec.model, inputs, outputs)
 
 
 def _refuse_single_batchnorm(model: nn.Module, transform: nn.Module | None, prepared: Prepared, spec: Spec) -> None:
@@ -298,4 +307,5 @@ def _check_monitors(trainer: Trainer, spec: Spec, more: Sequence[Callback]) -> N
                 trainer.monitor = Monitor(column, trainer.direction(column) if mode == "auto" else mode)
 
 
-__all__ = ["DataError", "Spec", "Trainer", "assemble", "build", "check_tree", "load_spec", "make_model"]
+__all__ = ["DataError", "Outline", "Spec", "Trainer", "assemble", "begin", "build", "check_tree", "finish"]
+__all__ += ["load_spec", "make_model"]

@@ -15,6 +15,7 @@ from fitkit.builder.tables import TABLES, default
 from fitkit.data import Target
 from fitkit.engine.align import class_dimensions, looks_like_probabilities, make_align
 from fitkit.engine.batches import ArrayBatches
+from fitkit.engine.memory import is_out_of_memory, single_row
 from fitkit.engine.step import Loss, Metric, Objective, eval_mode
 from fitkit.errors import DataError, FitkitError, listing
 from fitkit.parts.layers import OUTPUTS
@@ -191,11 +192,18 @@ def make_objective(
 
 
 def try_model(objective: Objective, model: nn.Module, x: Tensor) -> Tensor:
-    """Return the model's output for one batch, in eval mode; a batch that it refuses is a DataError in plain words."""
+    """Return the model's output for one batch, in eval mode; a batch that it refuses is a DataError in plain words.
+
+    Where memory does not suffice for the whole batch it is tried in halves: training will say so, or halve it too.
+    """
     try:
         with eval_mode(model), torch.no_grad():
             output: Any = objective.output(model, x)
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+    except (RuntimeError, ValueError, IndexError, TypeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            if len(x) == 1:
+                raise single_row(error) from error
+            return torch.cat([try_model(objective, model, half) for half in torch.tensor_split(x, 2)])
         dtype = str(x.dtype).removeprefix("torch.")
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         hint = ""

@@ -21,8 +21,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fitkit.engine.weights import sync, write_tensors
+from fitkit.engine.weights import room, sync, write_tensors
 from fitkit.errors import CheckpointError, listing, show
+from fitkit.files import available_memory, open_file, read_json, safetensors_header, too_much
 
 MANIFEST, STATE, FORMAT = "MANIFEST.json", "state.json", 1
 NAME = re.compile(r"step-(\d{1,18})")
@@ -63,20 +64,10 @@ def write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], 
         sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(_refusal(folder, final, needed, error)) from None
+        what = f"{final}: the checkpoint could not be written: {error}. {room(folder, needed)}"
+        raise CheckpointError(f"{what} The earlier ones are untouched: free some space and resume.") from None
     prune(folder)
     return final
-
-
-def _refusal(folder: Path, final: Path, needed: int, error: Exception) -> str:
-    try:
-        free = shutil.disk_usage(folder).free
-    except OSError:
-        free = 0
-    return (
-        f"{final}: the checkpoint could not be written: {error}. It needs {needed:,} bytes and {free:,} are free. "
-        "The earlier checkpoints are untouched: free some space and resume."
-    )
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -86,9 +77,9 @@ def _write_json(path: Path, value: Any) -> None:
         os.fsync(file.fileno())
 
 
-def _digest(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+def _digest(path: Path, most: int | None = None) -> dict[str, Any]:
+    with open_file(path, most=most, links=False) as file:
+        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def steps(folder: Path) -> list[int]:
@@ -133,35 +124,41 @@ def read(path: Path) -> Checkpoint:
     files = _manifest(path)
     for name, said in files.items():
         file = path / name
-        if file.is_symlink() or not file.is_file():
-            raise CheckpointError(f"{file}: is missing.")
-        if _digest(file) != said:
-            raise CheckpointError(f"{file}: is damaged: its size or checksum is not what was written.")
+        try:
+            right = _digest(file, available_memory()) == said
+        except OSError as error:
+            raise CheckpointError(f"{file}: {MANIFEST} names it, but it cannot be read: {error.strerror}.") from None
+        if not right:
+            raise CheckpointError(f"{file}: is damaged: its size or checksum is not what {MANIFEST} says.")
+    state = read_json(path / STATE, most=MOST_STATE_BYTES)
     try:
-        state = json.loads((path / STATE).read_text("utf-8"))
         tensors = {n.removesuffix(".safetensors"): _tensors(path / n) for n in files if n.endswith(".safetensors")}
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}.") from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path / STATE}: is damaged: it is no JSON object.")
     return Checkpoint(path, tensors, state)
 
 
 def _manifest(path: Path) -> dict[str, Any]:
+    manifest = read_json(path / MANIFEST)
     try:
-        if (path / MANIFEST).stat().st_size > MOST_STATE_BYTES or (path / STATE).stat().st_size > MOST_STATE_BYTES:
-            raise CheckpointError(f"{path}: its manifest or state is too large to be fitkit's.")
-        manifest = json.loads((path / MANIFEST).read_text("utf-8"))
         files = manifest["files"]
         if manifest["format"] != FORMAT or f"step-{manifest['step']}" != path.name or STATE not in files:
             raise ValueError("another format, or moved from elsewhere")
+        if not isinstance(files, dict):
+            raise ValueError("its files are no mapping")
         wrong = [name for name in files if not FILE.fullmatch(name) or name == MANIFEST]
         if wrong:
             raise ValueError(f"it names {listing(map(show, wrong), 3)}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / MANIFEST}: is missing or damaged: {error}.") from None
     return dict(files)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     # A clone, since the file is mapped into memory: writing to it later would change the tensors under our hands.
+    if fault := too_much(sum(size for _, _, size in safetensors_header(path, links=False).values())):
+        raise ValueError(f"{path.name} {fault}")
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118

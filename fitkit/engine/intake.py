@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fitkit.data import Data
 from fitkit.errors import DataError, listing, nearest, show
+from fitkit.files import why_not
 
 PARTS = ("train", "val", "test")
 MEANT = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "eval": "val", "holdout": "test"}
@@ -43,6 +44,8 @@ def _part(data: Any, name: str) -> Part:
     if isinstance(data, tuple | list) and len(data) == 2:
         return arrays(data[0], data[1], name)
     if isinstance(data, str | os.PathLike):
+        if reason := why_not(str(data)):
+            raise DataError(f"{name}: {show(str(data))}: {reason}")
         raise DataError(f"{name}: a file is named in the spec, such as data: {{csv: {{path: {show(str(data))}}}}}.")
     what = f"a {type(data).__name__}" + (f" of {len(data)}" if isinstance(data, tuple | list) else "")
     raise DataError(f"{name}: expects (x, y), a Dataset or a DataLoader, not {what}.")

@@ -26,7 +26,8 @@ from torch.utils.data import (
 
 from fitkit.engine.batches import Batch
 from fitkit.engine.seeds import SAMPLE, derive, kept_random_state, order, seed_sample
-from fitkit.errors import DataError
+from fitkit.engine.workers import StartWorker, fault_of_reading, fault_of_sample, start_workers
+from fitkit.errors import DataError, FitkitError
 
 KEPT = ("pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "prefetch_factor")  # of the user's loader
 
@@ -55,7 +56,7 @@ class LoaderBatches:
         self.dtype = dtype  # of floats in x, as the model takes them; None leaves them as they are
         self.batch_size = batch_size if loader is None else loader.batch_size or batch_size
         self.iterable = isinstance(dataset, IterableDataset)
-        own = {"num_workers": workers, "persistent_workers": workers > 0 and not self.iterable}
+        own: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0 and not self.iterable}
         self.options = own if loader is None else _options(loader)
         if self.iterable and loader is None and workers:
             warnings.warn(
@@ -80,6 +81,7 @@ class LoaderBatches:
                     f"{name}: the loader's sampler chooses the rows itself, so they cannot be split. Give "
                     'data={"train": loader, "val": loader}.'
                 )
+        self.options["worker_init_fn"] = StartWorker(self.options.get("worker_init_fn"))
         self._loader: DataLoader[Any] | None = None
 
     def shuffled(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -104,15 +106,25 @@ class LoaderBatches:
             loader.generator.manual_seed(derive(seed, SAMPLE, epoch))
         if self.iterable:
             self._loader = None
-        for batch in loader:
+        for batch in self._read(loader):
             yield self._pair(batch)
+
+    def _read(self, loader: DataLoader[Any]) -> Iterator[Any]:
+        """Yield what the loader does; raises DataError when the user's code fails or a worker dies."""
+        try:
+            yield from start_workers(loader)
+        except Exception as error:
+            self._loader = None  # its workers are gone, or stand in the middle of an epoch
+            if isinstance(error, FitkitError) and not loader.num_workers:
+                raise
+            raise fault_of_reading(error, self.name, loader) from error
 
     def _make_loader(self) -> DataLoader[Any]:
         # A loader draws a base seed from the global generator at every iter() unless it has its own.
         options: dict[str, Any] = {**self.options, "generator": torch.Generator()}
         if self.plan is None:
             return DataLoader(self.dataset, batch_size=self.batch_size, collate_fn=self.collate, **options)
-        seeded = _Seeded(self.dataset)
+        seeded = _Seeded(self.dataset, self.name)
         collate: Any = _SeededCollate(self.collate)
         return DataLoader(seeded, batch_sampler=self.plan, collate_fn=collate, **options)
 
@@ -215,8 +227,8 @@ def _length(sampler: Any) -> int | None:
 class _Seeded(Dataset[Any]):
     """A dataset whose samples are read with `random`, NumPy and torch seeded for each of them."""
 
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset[Any], name: str) -> None:
+        self.dataset, self.name = dataset, name
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[int, list[Any]]:
         with kept_random_state():
@@ -224,7 +236,12 @@ class _Seeded(Dataset[Any]):
 
     def _read(self, row: int, seed: int) -> Any:
         seed_sample(seed)
-        return self.dataset[row]
+        try:
+            return self.dataset[row]
+        except FitkitError:
+            raise
+        except Exception as error:
+            raise fault_of_sample(error, self.name, row) from error
 
 
 class _SeededCollate:

@@ -10,6 +10,18 @@ import torch
 from torch.optim import optimizer as _module
 
 
+def tell_deaths_when_asked(iterator: Any) -> None:
+    """Let torch tell that a worker of a loader died where the next batch is asked for, some seconds later.
+
+    By itself it raises at once, in a signal handler: in the middle of a step, or where Python ignores errors. Where
+    this is not found, that stays.
+    """
+    forget = getattr(torch._C, "_remove_worker_pids", None)
+    if forget is not None and getattr(iterator, "_worker_pids_set", False):
+        forget(id(iterator))
+        iterator._worker_pids_set = False
+
+
 def bare_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
     """Return the optimizer's step without torch's profiling wrapper around it, which costs a third of a small step.
 

@@ -5,6 +5,7 @@ Nothing here waits for the device, except fp16's loss scale, which decides on th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,12 @@ from torch import Tensor, nn
 
 from fitkit.engine.align import Align
 from fitkit.engine.batches import Batch
+from fitkit.engine.memory import MicroBatches, asked, is_out_of_memory
 from fitkit.engine.private import bare_step
+from fitkit.engine.seeds import seed_step
+from fitkit.engine.signals import Interrupted
+from fitkit.errors import DataError, TrainingError
+from fitkit.spec.options import FitOptions
 
 HALF = (torch.float16, torch.bfloat16)
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, "int | Tensor"]]  # aligned output, target -> sum, count
@@ -96,6 +102,11 @@ class Sums:
         for running, new in zip(self.totals, sums, strict=True):
             running += new
 
+    def mean_loss(self) -> float:
+        """Return the mean loss so far, 0 before anything counted; this waits for the device."""
+        count = float(self.count)
+        return self.loss.item() / count if count else 0.0
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the sums so far, for a checkpoint in the middle of an epoch."""
         count, samples = (torch.as_tensor(number, dtype=self.dtype) for number in (self.count, self.samples))
@@ -123,7 +134,8 @@ class TrainStep:
     """One optimizer step over a window of batches, which counts as one large batch however it is cut.
 
     Every batch adds the gradient of its loss *sum*; the whole is divided by the window's count, so masked, weighted and
-    ragged windows give what the whole batch at once would. Order of events: unscale, clip, step.
+    ragged windows give what the whole batch at once would. Order of events: unscale, clip, step. What dropout draws in
+    a step depends on (seed, number of the step) alone.
     """
 
     def __init__(
@@ -131,17 +143,23 @@ class TrainStep:
         model: nn.Module,
         objective: Objective,
         optimizer: torch.optim.Optimizer,
+        micro: MicroBatches | None = None,
         *,
+        seed: int = 0,
         clip_norm: float | None = None,
         scaler: torch.amp.GradScaler | None = None,
         compile: bool = False,
     ) -> None:
-        self.model, self.optimizer = model, optimizer
+        self.model, self.optimizer, self.seed = model, optimizer, seed
+        self.micro = micro or MicroBatches(model, FitOptions())
         self.clip_norm, self.scaler = clip_norm, scaler
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.device = self.parameters[0].device
         self.forward: Callable[..., Any] = objective.forward
         if compile:  # fixed shapes: a full batch and the last one; a dynamic graph would depend on the run's history
             self.forward = torch.compile(objective.forward, dynamic=False)
+        self.fresh = compile  # the first call compiles, perhaps for minutes
+        self.interruptible = False  # a signal need not wait for the end of what is done now
         self.inverses: dict[int, Tensor] = {}
         self.begin_epoch()
 
@@ -149,18 +167,20 @@ class TrainStep:
         """Look again for hooks on the optimizer, which may be registered between epochs."""
         self.step = bare_step(self.optimizer)
 
-    def __call__(self, window: Sequence[Batch], sums: Sums) -> bool:
-        """Do one step and add to the sums; tell whether it was applied: fp16 skips a step that overflowed."""
-        whole = len(window) == 1
-        nominal, weight = len(window[0][0]), 0
-        for x, y in window:
-            total, count, statistics, samples = self.forward(self.model, x, y, True)
-            gradient = self._inverse(count if whole else nominal, total)
-            total.backward(gradient if self.scaler is None else self.scaler.scale(gradient))
-            sums.add(total, count, statistics, samples)
-            weight = weight + count
-        if not whole:
-            torch._foreach_mul_(self._gradients(), nominal * self._inverse(weight, total))
+    def __call__(self, window: Sequence[Batch], sums: Sums, number: int = 0) -> bool:
+        """Do step `number` and add to the sums; tell whether it was applied: fp16 skips a step that overflowed."""
+        results = None
+        while results is None:
+            seed_step(self.device, self.seed, number)
+            try:
+                results = (self._first_backward if self.fresh else self._backward)(self.micro.cut(window))
+            except (RuntimeError, MemoryError) as error:
+                self._drop_gradients()
+                self.micro.halve(window, error, f"step {number + 1:,}")
+        if self.micro.rows is not None:
+            self.micro.refuse_changed_buffers()
+        for result in results:
+            sums.add(*result)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         if self.clip_norm is not None:
@@ -173,9 +193,40 @@ class TrainStep:
             self.scaler.step(self.optimizer)
             self.scaler.update()
             applied = self.scaler.get_scale() >= before
+        self._drop_gradients()
+        return applied
+
+    def _backward(self, window: Sequence[Batch]) -> list[tuple[Any, ...]]:
+        """Leave the gradient of the window's mean loss in the parameters; return what each batch adds to the sums."""
+        whole = len(window) == 1
+        nominal, weight, results = len(window[0][0]), 0, []
+        for x, y in window:
+            total, count, statistics, samples = self.forward(self.model, x, y, True)
+            gradient = self._inverse(count if whole else nominal, total)
+            total.backward(gradient if self.scaler is None else self.scaler.scale(gradient))
+            results.append((total.detach(), count, statistics, samples))
+            weight = weight + count
+        if not whole:
+            torch._foreach_mul_(self._gradients(), nominal * self._inverse(weight, total))
+        return results
+
+    def _first_backward(self, window: Sequence[Batch]) -> list[tuple[Any, ...]]:
+        """Do what may compile for long: a signal ends it at once, and everything is as it was before."""
+        before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        self.interruptible = True
+        try:
+            return self._backward(window)
+        except Interrupted:
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(before[name])
+            self._drop_gradients()
+            raise
+        finally:
+            self.interruptible = self.fresh = False
+
+    def _drop_gradients(self) -> None:
         for parameter in self.parameters:  # zero_grad does the same behind a profiling wrapper
             parameter.grad = None
-        return applied
 
     def _inverse(self, count: int | Tensor, total: Tensor) -> Tensor:
         """Return 1 / count as a 0-d tensor like `total`; 0 for a batch in which nothing counts."""
@@ -193,8 +244,13 @@ class TrainStep:
 class Evaluator:
     """Loss and metrics over batches in eval mode, every sample once; every module's own mode is put back."""
 
-    def __init__(self, model: nn.Module, objective: Objective, *, compile: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, objective: Objective, micro: MicroBatches | None = None, *, compile: bool = False
+    ) -> None:
         self.model, self.objective = model, objective
+        self.micro = micro or MicroBatches(model, FitOptions())
+        self.fresh = compile  # the first call compiles, perhaps for minutes
+        self.interruptible = False  # a signal need not wait for the end of what is done now
         self.forward: Callable[..., Any] = objective.forward
         if compile:
             self.forward = torch.compile(objective.forward, dynamic=False)
@@ -202,10 +258,40 @@ class Evaluator:
     def __call__(self, batches: Iterable[Batch], device: torch.device) -> Mapping[str, float]:
         """Return the loss and the metrics under their names."""
         sums = Sums(self.objective.metrics, device)
-        with eval_mode(self.model), torch.inference_mode():
-            for x, y in batches:
-                sums.add(*self.forward(self.model, x, y, False))
+        self.interruptible = self.fresh
+        try:
+            with eval_mode(self.model), torch.inference_mode():
+                for batch in batches:
+                    for result in self._forward(batch):
+                        sums.add(*result)
+        finally:
+            self.interruptible = self.fresh = False
         return sums.values()
+
+    def _forward(self, batch: Batch) -> list[tuple[Any, ...]]:
+        while True:
+            try:
+                return [self.forward(self.model, x, y, False) for x, y in self.micro.cut((batch,))]
+            except (RuntimeError, MemoryError) as error:
+                self.micro.halve((batch,), error, "evaluation")
+
+
+def explained(error: Exception, where: str) -> DataError | TrainingError | None:
+    """Return what to raise for an error that ended a step; None where nothing is known that the user could change."""
+    if is_out_of_memory(error):
+        return TrainingError(
+            f"{where}: memory ran out outside of a forward pass{asked(error)}: in the optimizer's step, or where data "
+            "is read. Take a smaller model, an optimizer that keeps less, such as SGD, or fewer workers."
+        )
+    if isinstance(error, IndexError) and "out of bounds" in str(error):  # torch's cross entropy on a CPU
+        return DataError(f"{where}: the model has no output for it: {error}")
+    return None
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Tell whether tensors hold neither NaN nor infinity; this waits for the device once."""
+    floats = [t.detach() for t in tensors if t.numel() and (t.is_floating_point() or t.is_complex())]
+    return math.isfinite(nn.utils.get_total_norm(floats, math.inf).item())
 
 
 class eval_mode:  # noqa: N801  (used as a word in a `with`)

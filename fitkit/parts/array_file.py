@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import math
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import torch
 from safetensors import safe_open
@@ -15,7 +18,8 @@ from torch import Tensor
 
 from fitkit.data import Data
 from fitkit.errors import DataError, listing
-from fitkit.parts.input_file import existing
+from fitkit.files import safetensors_header, too_much
+from fitkit.parts.input_file import open_data
 
 if TYPE_CHECKING:
     import numpy
@@ -24,6 +28,8 @@ Task = Literal["auto", "classes", "values"]
 Pairs = dict[str, tuple[Tensor, Tensor]]  # x and y of "train", "val", "test"; of "" when they come in one piece
 
 PARTS = ("train", "val", "test")
+ARRAY_SHARE = 0.5  # of the available memory that one array may take: it is copied at least once on its way to a model
+MOST_AT_ONCE = 4 << 20  # bytes: a table of contents of some 60,000 arrays
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 KEPT = (*FLOATS, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 WIDER = {torch.bool: torch.uint8, torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
@@ -36,18 +42,14 @@ def read_npy(x: str, y: str) -> Pairs:
 
 def read_npz(path: str, x: str, y: str) -> Pairs:
     """Read the arrays `x` and `y` of an .npz file, or its `x_train`, `y_train` and so on."""
-    np = _numpy(path)
-    with _plain_errors(path, "NumPy's .npz"), existing(path).open("rb") as file:
-        archive = np.load(file, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise DataError(f"{path}: this file holds one array, so it is an .npy file. Use the source npy.")
-        return _pick(path, archive.files, lambda name: _tensor(archive[name], f"{path}: {name}"), x, y)
+    with _npz(path) as (found, get):
+        return _pick(path, found, get, x, y)
 
 
 def read_safetensors(path: str, x: str, y: str) -> Pairs:
     """Read the tensors `x` and `y` of a safetensors file, or its `x_train`, `y_train` and so on."""
-    with _plain_errors(path, "safetensors"), safe_open(existing(path), framework="pt") as file:
-        return _pick(path, list(file.keys()), file.get_tensor, x, y)
+    with _safetensors(path) as (found, get):
+        return _pick(path, found, get, x, y)
 
 
 def from_parts(pairs: Pairs, task: Task, name: str) -> Data:
@@ -80,13 +82,97 @@ def from_parts(pairs: Pairs, task: Task, name: str) -> Data:
     return Data(x=x, y=y, target="classes", name=name, classes=classes, split=split)
 
 
+def names(path: str) -> list[str]:
+    """Return the names of the arrays in an .npz or safetensors file; `DataError` for any other file."""
+    with _opened(path) as (found, _):
+        return found
+
+
+def _opened(path: str) -> AbstractContextManager[tuple[list[str], Callable[[str], Tensor]]]:
+    return (_npz if Path(path).suffix.lower() == ".npz" else _safetensors)(path)
+
+
 def _npy(path: str) -> Tensor:
     np = _numpy(path)
-    with _plain_errors(path, "NumPy's .npy"), existing(path).open("rb") as file:
-        array = np.load(file, allow_pickle=False)
-        if isinstance(array, np.lib.npyio.NpzFile):
+    with _plain_errors(path, "NumPy's .npy"), open_data(path) as file:
+        if file.read(4) == b"PK\3\4":
             raise DataError(f"{path}: this file holds several arrays, so it is an .npz file. Use the source npz.")
-    return _tensor(array, path)
+        size = file.seek(0, 2)
+        file.seek(0)
+        _refuse_header(np, file, size, path)
+        file.seek(0)
+        return _tensor(np.lib.format.read_array(file, allow_pickle=False), path)
+
+
+@contextmanager
+def _npz(path: str) -> Iterator[tuple[list[str], Callable[[str], Tensor]]]:
+    """Give the names of the arrays in an .npz file, and what reads one of them."""
+    np = _numpy(path)
+    with _plain_errors(path, "NumPy's .npz"), open_data(path) as file:
+        if file.read(6) == b"\x93NUMPY":
+            raise DataError(f"{path}: this file holds one array, so it is an .npy file. Use the source npy.")
+        with zipfile.ZipFile(_Sparing(file)) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+
+            def get(name: str) -> Tensor:
+                info, place = members[name], f"{path}: {name}"
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise DataError(f"{place} is packed in a way that NumPy never packs. Save it with np.savez.")
+                with archive.open(info) as member:
+                    _refuse_header(np, member, info.file_size, place)
+                with archive.open(info) as member:
+                    return _tensor(np.lib.format.read_array(member, allow_pickle=False), place)
+
+            yield list(members), get
+
+
+class _Sparing:
+    """A file from which no more than a little is read at once: zipfile would read a table of contents of any length."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell, self.seekable, self.file = file.seek, file.tell, file.seekable, file
+
+    def read(self, size: int = -1) -> bytes:
+        if size > MOST_AT_ONCE:
+            raise ValueError("its table of contents is too long")
+        return self.file.read(MOST_AT_ONCE if size < 0 else size)
+
+
+def _refuse_header(np: Any, file: Any, size: int, place: str) -> None:
+    """Raise DataError for an array that is no numbers, is not all in the file, or is larger than the memory."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise DataError(f"{place}: .npy version {version[0]} is for arrays of records. Save plain numbers.")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError("Object arrays")
+    _refuse_dtype(dtype, place)
+    needed, held = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if any(length < 0 for length in shape) or needed != held:  # more bytes may be a second array, saved behind it
+        raise DataError(f"{place}: its header says shape {shape} of {dtype}, {needed:,} bytes; {held:,} are there.")
+    _refuse_large(needed, place)
+
+
+def _refuse_large(needed: int, place: str) -> None:
+    if fault := too_much(needed, ARRAY_SHARE):
+        raise DataError(f"{place} {fault}. Save fewer rows, or a smaller dtype such as uint8 or float16.")
+
+
+@contextmanager
+def _safetensors(path: str) -> Iterator[tuple[list[str], Callable[[str], Tensor]]]:
+    """Give the names of the tensors in a safetensors file, and what reads one of them."""
+    open_data(path).close()
+    with _plain_errors(path, "safetensors"):
+        header = safetensors_header(path)
+        with safe_open(path, framework="pt") as file:
+
+            def get(name: str) -> Tensor:
+                _refuse_large(header[name][2], f"{path}: {name}")
+                tensor: Tensor = file.get_tensor(name)
+                return tensor
+
+            yield list(header), get
 
 
 def _numpy(path: str) -> Any:
@@ -112,15 +198,18 @@ def _plain_errors(path: str, kind: str) -> Iterator[None]:
                 f"{path}: this file holds Python objects (dtype object), which can run code when they are opened. "
                 f"Save arrays of numbers."
             ) from error
-        if "allow_pickle" in str(error):  # NumPy's words for any bytes that it does not know
+        if isinstance(error, zipfile.BadZipFile) or "magic string" in str(error):
             raise DataError(f"{path}: this is no file of {kind} format, or it is damaged.") from error
         cause = " ".join(str(error).split())[:160] or type(error).__name__
         raise DataError(f"{path}: this cannot be read as {kind}: {cause}") from error
 
 
+def _refuse_dtype(dtype: numpy.dtype[Any], place: str) -> None:
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+        raise DataError(f"{place}: dtype {dtype} holds no numbers that torch has. Save it as float32 or int64.")
+
+
 def _tensor(array: numpy.ndarray[Any, Any], place: str) -> Tensor:
-    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-        raise DataError(f"{place}: dtype {array.dtype} holds no numbers that torch has. Save it as float32 or int64.")
     native = array.astype(array.dtype.newbyteorder("="), order="C", copy=False)
     return torch.from_numpy(native)
 
@@ -208,18 +297,9 @@ def _at(place: str, row: int, rows: Mapping[str, range]) -> str:
 
 def read_x(path: str, x: str) -> Tensor:
     """Read samples alone, for prediction: a .npy file, or the array `x` of an .npz or safetensors file."""
-    if path.endswith(".npy"):
+    if Path(path).suffix.lower() == ".npy":
         return _computable(_npy(path), path)
-    if path.endswith(".npz"):
-        np = _numpy(path)
-        with _plain_errors(path, "NumPy's .npz"), existing(path).open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            names = list(archive.files)
-            values = _tensor(archive[x], f"{path}: {x}") if x in names else None
-    else:
-        with _plain_errors(path, "safetensors"), safe_open(existing(path), framework="pt") as file:
-            names = list(file.keys())
-            values = file.get_tensor(x) if x in names else None
-    if values is None:
-        raise DataError(f"{path}: there is no {x}. The file holds {listing(sorted(names)) or 'nothing'}.")
-    return _computable(values, f"{path}: {x}")
+    with _opened(path) as (found, get):
+        if x not in found:
+            raise DataError(f"{path}: there is no {x}. The file holds {listing(sorted(found)) or 'nothing'}.")
+        return _computable(get(x), f"{path}: {x}")

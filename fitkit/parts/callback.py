@@ -6,6 +6,8 @@
         for batch in batches:
             loss, gradients, optimizer step
             on_step_end(trainer)                                # trainer.step has grown, unless the step was skipped
+            on_tick(trainer)                                    # ten times a second at most, and before a checkpoint
+        on_tick(trainer)
         if this epoch is evaluated:
             on_evaluate_begin(trainer)
             validation loss and metrics; the weights of the best epoch are remembered
@@ -17,7 +19,7 @@
     the weights of the best epoch are put back
 
 Callbacks are called in the order of the spec, and only the hooks that somebody overrides (`overridden`): an unused one
-costs nothing. `on_step_end` is on the hot path and must not read a tensor's value.
+costs nothing. `on_step_end` is on the hot path and must not read a tensor's value; `on_tick` may.
 """
 
 from __future__ import annotations
@@ -58,6 +60,10 @@ class TrainerLike(Protocol):
         """How many optimizer steps were applied."""
 
     @property
+    def checkpoint(self) -> Path | None:
+        """The newest checkpoint of this run; None when there is none."""
+
+    @property
     def model(self) -> nn.Module:
         """The model itself, not a compiled or wrapped one."""
 
@@ -76,6 +82,9 @@ class TrainerLike(Protocol):
     @property
     def out(self) -> Path | None:
         """The run folder; None when the fit writes nothing."""
+
+    def running_loss(self) -> float:
+        """Return the mean training loss of this epoch so far, 0 before anything counted; this waits for the device."""
 
     def direction(self, column: str) -> Direction:
         """Return which end of a column is the good one."""
@@ -114,6 +123,9 @@ class Callback:
 
     def on_step_end(self, trainer: TrainerLike) -> None:
         """Run after each optimizer step; a skipped one leaves `step` as it is. Hot: read no tensor's value here."""
+
+    def on_tick(self, trainer: TrainerLike) -> None:
+        """Run between two steps ten times a second at most, before each checkpoint, and after an epoch's last step."""
 
     def on_evaluate_begin(self, trainer: TrainerLike) -> None:
         """Run before the validation set is evaluated, in the epochs in which it is."""
@@ -159,6 +171,7 @@ class LambdaCallback(Callback):
         on_train_begin: Hook | None = None,
         on_epoch_begin: Hook | None = None,
         on_step_end: Hook | None = None,
+        on_tick: Hook | None = None,
         on_evaluate_begin: Hook | None = None,
         on_evaluate_end: Hook | None = None,
         on_epoch_end: Hook | None = None,

@@ -119,16 +119,27 @@ class ReduceLROnPlateau(Monitor):
 
 @callbacks.register
 class TerminateOnNaN(Callback):
-    """End the run with an error as soon as an epoch's training loss is NaN or infinite."""
+    """End the run with an error within a tenth of a second after the training loss became NaN or infinite."""
 
-    def on_epoch_end(self, trainer: TrainerLike) -> None:
-        """Raise `TrainingError`, with the history so far, when the loss is not finite."""
-        loss = trainer.row.get("loss")
-        if loss is None or math.isfinite(loss):
+    def __init__(self) -> None:
+        self.finite = 0  # the last step after which the loss was seen to be finite
+
+    def on_epoch_begin(self, trainer: TrainerLike) -> None:
+        """Start from the step that the epoch, or what is left of it, begins with."""
+        self.finite = trainer.step
+
+    def on_tick(self, trainer: TrainerLike) -> None:
+        """Raise `TrainingError`, with the history of the epochs before, when the loss is not finite."""
+        loss = trainer.running_loss()
+        if math.isfinite(loss):
+            self.finite = trainer.step
             return
+        first, last = min(self.finite + 1, trainer.step), trainer.step
+        steps = f"step {last:,}" if first == last else f"one of the steps {first:,} to {last:,}"
+        kept = f" The last good checkpoint is {trainer.checkpoint}." if trainer.checkpoint else ""
         error = TrainingError(
-            f'The column "loss" is {loss} in epoch {trainer.epoch}, after {trainer.step} optimizer steps. Try a '
-            f"smaller lr, gradient clipping (fit.clip_norm: 1.0) or full precision (fit.precision: fp32)."
+            f'The column "loss" is {loss} in epoch {trainer.epoch}, since {steps}.{kept} Try a smaller lr, gradient '
+            f"clipping (fit.clip_norm: 1.0) or full precision (fit.precision: fp32)."
         )
         error.history = trainer.history
         raise error
@@ -292,7 +303,7 @@ class CSVLogger(Callback):
         writer.writerows([["" if math.isnan(value) else value for value in row.values()] for row in rows])
         with written(path), path.open("ab") as file:
             if not self.begun:
-                file.truncate(self.start)
+                file.truncate(min(self.start, file.seek(0, 2)))
             file.write(text.getvalue().encode())
         self.begun = True
 

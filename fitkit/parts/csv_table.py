@@ -19,9 +19,13 @@ from torch.nn.functional import one_hot
 
 from fitkit.data import Feature, Target
 from fitkit.errors import DataError, listing, nearest, show
+from fitkit.files import too_much
 from fitkit.parts.input_file import read_text
 
 MOST_CATEGORIES = 100
+MOST_COLUMNS, MOST_LETTERS = 100_000, 1_000  # of a header, and of one name in it
+TEXT_BYTES, CELL_BYTES, ROW_BYTES = 8, 80, 100  # of memory for a character, a cell and a line, while they are read
+ENCODED_SHARE = 0.25  # of the available memory that the encoded table may take
 MOST_NUMBERED_CLASSES = 20  # whole numbers with more distinct values than this are taken for values
 LARGEST = torch.finfo(torch.float32).max
 MOST_ROUNDING = 1e-3  # of a column's standard deviation that float32 may round away
@@ -59,7 +63,12 @@ def read_table(path: str, delimiter: str = ",") -> CsvTable:
     """Read a UTF-8 CSV file with a header line; blank lines are left out."""
     if len(delimiter) != 1 or delimiter in '"\r\n':
         raise ValueError(f"delimiter {show(delimiter)} is not one character")
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
+    text = read_text(path, bytes_each=TEXT_BYTES)
+    ends = text.count("\n") + text.count("\r")
+    cells = text.count(delimiter) + ends
+    if fault := too_much(TEXT_BYTES * len(text) + CELL_BYTES * cells + ROW_BYTES * ends):
+        raise DataError(f"{path}: some {cells:,} cells, which {fault}. Take fewer rows or columns, or save it as .npz.")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows, lines, first = [], [], 1
     try:
         for row in reader:
@@ -72,6 +81,8 @@ def read_table(path: str, delimiter: str = ",") -> CsvTable:
     if not rows:
         raise DataError(f"{path}: the file is empty.")
     header = _header(path, rows[0], lines[0], delimiter)
+    if len(header) > MOST_COLUMNS:
+        raise DataError(f"{path}: {len(header):,} columns, and at most {MOST_COLUMNS:,} are read. Save it as .npz.")
     for row, line in zip(rows, lines, strict=True):
         if len(row) != len(header):
             raise DataError(f"{path}:{line}: {len(row)} fields, where the header has {len(header)}: {listing(header)}.")
@@ -94,6 +105,8 @@ def _header(path: str, header: list[str], line: int, delimiter: str) -> list[str
         if not name:
             hint = " pandas writes its row numbers so: save with to_csv(path, index=False)." if i == 0 else ""
             raise DataError(f"{place}: column {i + 1} has no name in the header.{hint}")
+        if len(name) > MOST_LETTERS:
+            raise DataError(f"{place}: column {i + 1} has a name of {len(name):,} characters. Give it a shorter one.")
         if first.setdefault(name, i) != i:
             raise DataError(f"{place}: columns {first[name] + 1} and {i + 1} are both named {show(name)}.")
     return header
@@ -122,7 +135,24 @@ def features(table: CsvTable, names: Sequence[str]) -> tuple[Feature, ...]:
 def encode_table(table: CsvTable, features: Sequence[Feature]) -> Tensor:
     """Return the table's rows as the features say, float32 (N, D), D counting one column for each category."""
     table.require((feature.name for feature in features), "a feature")
-    return torch.cat([_encode(table, feature) for feature in features], dim=1)
+    widths = [1 if feature.categories is None else len(feature.categories) for feature in features]
+    _refuse_wide(table, features, widths)
+    x = torch.empty(len(table.lines), sum(widths))
+    for feature, part in zip(features, torch.split(x, widths, dim=1), strict=True):
+        part.copy_(_encode(table, feature))
+    return x
+
+
+def _refuse_wide(table: CsvTable, features: Sequence[Feature], widths: Sequence[int]) -> None:
+    rows, columns = len(table.lines), sum(widths)
+    if fault := too_much(4 * rows * columns, ENCODED_SHARE):
+        widest = features[widths.index(max(widths))]
+        texts = "no column of text is among them" if widest.categories is None else ""
+        texts = texts or f"column {show(widest.name)} has the most texts, {len(widest.categories or ())}"
+        raise DataError(
+            f"{table.path}: {rows:,} rows become {columns:,} columns of numbers, which {fault}; {texts}. "
+            f"Name columns under ignore, group their texts, or take fewer rows."
+        )
 
 
 def encode(path: str, features: Sequence[Feature], delimiter: str = ",") -> Tensor:

@@ -2,38 +2,58 @@
 
 from __future__ import annotations
 
+from io import BufferedReader
 from pathlib import Path
 
+from fitkit import files
 from fitkit.errors import DataError, nearest
 
-RUNS_CODE = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".h5", ".keras"}
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+TEXT_BYTES = 32  # of memory for each byte of a text: the bytes, characters, code points and ids are there at once
 
 
 def existing(path: str) -> Path:
-    """Return the path of a file that is there and may be read; a `DataError` says what else it is."""
-    file = Path(path)
-    if file.suffix.lower() in RUNS_CODE:
-        raise DataError(
-            f"{path}: fitkit reads no {file.suffix} files as data, because such files can run code when they are "
-            f"opened. Where you trust it, load it once yourself and write it with "
-            f'safetensors.torch.save_file({{"x": x, "y": y}}, "data.safetensors") or np.savez("data.npz", x=x, y=y).'
-        )
+    """Return the path of a plain file that is there and may be read; a `DataError` says what else it is."""
+    open_data(path).close()
+    return Path(path)
+
+
+def open_data(path: str) -> BufferedReader:
+    """Return a plain file opened for reading bytes; a `DataError` says what else the path leads to."""
+    if reason := files.why_not(path):
+        raise DataError(f"{path}: {reason}")
     try:
-        if file.is_file():
-            return file
-        if file.is_dir():
-            raise DataError(f"{path}: this is a folder. Name a file in it.")
-        near = nearest(file.name, (other.name for other in file.parent.iterdir())) if file.parent.is_dir() else None
+        return files.open_file(path)
+    except IsADirectoryError:
+        raise DataError(f"{path}: this is a folder. Name a file in it.") from None
+    except (FileNotFoundError, NotADirectoryError):
+        near = _beside(Path(path))
+        raise DataError(f"{path}: no such file." + (f' Did you mean "{near}"?' if near else "")) from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be opened: {error.strerror}.") from error
-    raise DataError(f"{path}: no such file." + (f' Did you mean "{near}"?' if near else ""))
+        raise DataError(f"{path}: cannot be opened: {error.strerror}.") from None
+    except ValueError:
+        raise DataError(f"{path}: no file has such a name.") from None
 
 
-def read_text(path: str) -> str:
-    """Return a file's text, line ends as they are and a byte order mark left out; only UTF-8 is read."""
+def _beside(file: Path) -> str | None:
     try:
-        raw = existing(path).read_bytes()
+        return nearest(file.name, (other.name for other in file.parent.iterdir()))
+    except OSError:
+        return None
+
+
+def read_text(path: str, bytes_each: int = TEXT_BYTES) -> str:
+    """Return a file's text, line ends as they are and a byte order mark left out; only UTF-8 is read.
+
+    `bytes_each` is how much memory the caller will need for each byte of the file: a `DataError` if that is too much.
+    """
+    try:
+        with open_data(path) as file:
+            size = file.seek(0, 2)
+            if fault := files.too_much(size * bytes_each):
+                raise DataError(f"{path}: {size:,} bytes, which {fault}. Take a part of the file.")
+            file.seek(0)
+            raw = file.read(size)  # no more than was counted, whatever the file does
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
     if raw.startswith(UTF_16):

@@ -29,7 +29,7 @@ from fitkit.data import Inputs
 from fitkit.errors import Fault, SpecError, show
 from fitkit.spec.component import Component, reason
 from fitkit.spec.table import Table
-from fitkit.spec.types import NonNegativeInt, Positive, PositiveInt, Probability
+from fitkit.spec.types import Depth, NonNegativeInt, Positive, PositiveInt, Probability
 
 OUTPUTS = "outputs"  # in a spec: as many as the target needs
 OMIT = {"device", "dtype", "inplace", "return_indices", "min_value", "max_value"}  # the last two: deprecated by torch
@@ -92,7 +92,7 @@ def _adaptive(n: int) -> dict[str, Any]:
 def _rnn(
     input_size: PositiveInt,
     hidden_size: PositiveInt,
-    num_layers: PositiveInt = 1,
+    num_layers: Depth = 1,
     nonlinearity: Literal["tanh", "relu"] = "tanh",
     bias: bool = True,
     batch_first: Literal[True] = True,

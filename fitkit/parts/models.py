@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fitkit.data import Inputs
 from fitkit.spec.table import Table
-from fitkit.spec.types import Fraction, PositiveInt
+from fitkit.spec.types import Depth, Fraction, PositiveInt
 
 SMALL_IMAGE = 64  # pixels: up to this shorter side, resnet18 does not shrink the image before its first block
 
@@ -199,7 +199,7 @@ def lstm(
     outputs: int,
     *,
     width: PositiveInt = 128,
-    depth: PositiveInt = 1,
+    depth: Depth = 1,
     bidirectional: bool = False,
     dropout: Fraction = 0.0,
 ) -> nn.Module:
@@ -272,7 +272,7 @@ def transformer(
     outputs: int,
     *,
     width: PositiveInt = 128,
-    depth: PositiveInt = 4,
+    depth: Depth = 4,
     heads: PositiveInt = 4,
     dropout: Fraction = 0.1,
 ) -> nn.Module:
@@ -315,7 +315,7 @@ def gpt(
     outputs: int,
     *,
     width: PositiveInt = 128,
-    depth: PositiveInt = 4,
+    depth: Depth = 4,
     heads: PositiveInt = 4,
     dropout: Fraction = 0.1,
     tie_weights: bool = True,

@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from fitkit.data import Data, Feature
 from fitkit.errors import DataError
+from fitkit.files import too_much
 from fitkit.parts import array_file, csv_table
 from fitkit.parts.input_file import read_text
 from fitkit.spec.table import Table
@@ -173,6 +174,9 @@ def synthetic(
     """
     if classes == 1 or classes > samples:
         raise ValueError(f"classes {classes} with {samples} samples: say 0 for values, or 2 to {samples} classes")
+    sizes = 20 * samples * features + 8 * features * hidden + samples * (16 * hidden + 32 * max(1, classes))
+    if (why := too_much(sizes)) is not None:
+        raise ValueError(f"a table of {samples:,} samples and {features:,} features {why}")
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
-from fitkit.errors import Fault, Place, SpecError, listing, nearest, show
+from fitkit import files
+from fitkit.errors import MOST_FAULTS, Fault, Place, SpecError, listing, nearest, show
 from fitkit.spec import hints
 from fitkit.spec.component import Component
 from fitkit.spec.compose import PRIMARY
@@ -22,6 +23,7 @@ TABLE_OF = {"data": "sources", "splits": "splits", "model": "models", "loss": "l
 TABLE_OF |= {"optimizer": "optimizers", "schedule": "schedules", "callbacks": "callbacks"}
 
 MOST_NAMES = 40  # of a table that a message lists
+MOST_LAYERS = 1000  # in a list: checking and building more takes longer than a mistake may
 NO_CODE = "A spec never imports code: register your own in Python, or with --code FILE."
 
 _fit_table = Table("fit option")
@@ -60,6 +62,10 @@ class _Checker:
     def fault(self, message: str, path: str, place: Place | None) -> None:
         self.faults.append(Fault(message, path, place))
 
+    def near(self, word: str, choices: Iterable[str]) -> str | None:
+        """Return what was most likely meant; None beyond the faults that are shown, since it takes its time."""
+        return nearest(word, choices) if len(self.faults) < MOST_FAULTS else None
+
     def spec(self, tree: Node, name: str) -> Spec:
         given = tree.items()
         for key in given:
@@ -88,7 +94,7 @@ class _Checker:
         right = hints.KEYS.get(key)
         if right is None and key in FIT.arguments:
             right = f"fit.{key}"
-        if right is None and (near := nearest(key, [*KEYS, "extends"])):
+        if right is None and (near := self.near(key, [*KEYS, "extends"])):
             right = near
         table = next((name for name, table in self.tables.items() if key in table), None)
         if right is None and table:
@@ -121,6 +127,9 @@ class _Checker:
             return self.one(node, "models", "model")
         if not node.value:
             self.fault("has no layers.", "model", node.place)
+        if len(node.value) > MOST_LAYERS:
+            self.fault(f"has {len(node.value):,} layers, and at most {MOST_LAYERS:,} are built.", "model", node.place)
+            return None
         layers = [self.one(item, "layers", f"model[{i}]") for i, item in enumerate(node.value)]
         return tuple(layer for layer in layers if layer is not None)
 
@@ -206,7 +215,11 @@ class _Checker:
             self.fault(f"{message} Write {rather}.", path, place)
             return
         elsewhere = next((other for other, entries in self.tables.items() if name in entries), None)
+        why_not = files.why_not(name)
         owners = [entry.name for entry in known.values() if name in entry.arguments]
+        if why_not and "://" not in name:
+            self.fault(f"{message} {why_not}", path, place)
+            return
         if table == "sources" and (suffix := PurePath(name).suffix.lower()):
             source = hints.SUFFIXES.get(suffix, "").format(show(name))
             message += f" For a file write {source}." if source else f" fitkit reads {listing(hints.SUFFIXES)} files."
@@ -248,7 +261,7 @@ class _Checker:
             right = foreign.get(word) or next((foreign[w] for w in foreign if w.lower() == word.lower()), None)
             if right in known:
                 return right
-        return nearest(last, known)
+        return self.near(last, known)
 
     def arguments(self, node: Node, entry: Entry, path: str, place: Place | None = None) -> dict[str, Any]:
         """Check the arguments of an entry; a value standing alone is the primary argument's."""
@@ -284,7 +297,7 @@ class _Checker:
     def unknown_argument(self, key: str, item: Node, entry: Entry, kind: str, path: str) -> None:
         names = entry.arguments
         foreign = {w: to for w, to in (hints.FIT if entry is FIT else hints.ARGUMENTS).items() if to in names}
-        near = foreign.get(key) or nearest(key, [*names, *foreign])
+        near = foreign.get(key) or self.near(key, [*names, *foreign])
         right = foreign.get(near or "", near)
         message = f"{kind} has no such argument."
         if ":" in key:

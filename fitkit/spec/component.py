@@ -70,6 +70,8 @@ def reason(error: BaseException) -> str:
     memory = re.search(r"tried to allocate (\d+) bytes", str(error))
     if memory:
         return f"asks for {int(memory[1]) / 1e9:,.0f} GB of memory at once, more than there is"
+    if "size calculation overflowed" in str(error):
+        return "asks for more memory than any machine can have"
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 

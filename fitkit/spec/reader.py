@@ -6,6 +6,7 @@ has at most 1 MiB, 10,000 nodes and 32 levels, so reading a stranger's file is b
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from fitkit import files
 from fitkit.errors import Fault, Place, SpecError, nearest, show
 from fitkit.spec import syntax
 
@@ -60,12 +62,11 @@ class Node:
 def read_file(path: Path) -> Node:
     """Read a spec file; paths in it start at its folder."""
     try:
-        with path.open("rb") as file:
-            raw = file.read(MOST_BYTES + 1)  # a device or a pipe does not say beforehand how long it is
+        if reason := files.why_not(path):
+            raise ValueError(f"a spec is YAML text. {reason}")
+        raw = files.read_bytes(path, most=MOST_BYTES)
     except (OSError, ValueError) as error:
         raise SpecError(Fault(_unreadable(path, error), place=Place(str(path)))) from None
-    if len(raw) > MOST_BYTES:
-        raise SpecError(Fault("a spec has at most 1 MiB.", place=Place(str(path))))
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -85,6 +86,8 @@ def _unreadable(path: Path, error: OSError | ValueError) -> str:
         return "there is no such file." + (f" Did you mean {show(str(path.with_name(near)), 400)}?" if near else "")
     if isinstance(error, IsADirectoryError):
         return "this is a folder. Name the YAML file in it."
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return "a spec has at most 1 MiB."
     return f"cannot be read: {getattr(error, 'strerror', None) or error}."
 
 
@@ -132,6 +135,8 @@ def read_object(value: Any, path: str = "", level: int = 0) -> Node:
     """Read a spec that is a Python dict; tuples count as lists."""
     if level > MOST_LEVELS:
         raise SpecError(Fault(f"a spec has at most {MOST_LEVELS} levels.", path))
+    if isinstance(value, Mapping | list | tuple) and len(value) > MOST_NODES:
+        raise SpecError(Fault(f"a spec has at most {MOST_NODES:,} values.", path))
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):

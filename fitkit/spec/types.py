@@ -68,6 +68,7 @@ NonNegative = Annotated[float, Range(low=0)]
 Probability = Annotated[float, Range(low=0, high=1)]  # both ends allowed
 Fraction = Annotated[float, Range(low=0, high=1, open_high=True)]  # [0, 1)
 PositiveInt = Annotated[int, Range(low=1)]
+Depth = Annotated[int, Range(low=1, high=1000)]  # of layers that are built one by one
 NonNegativeInt = Annotated[int, Range(low=0)]
 ReadPath = Annotated[str, InputPath()]
 WritePath = Annotated[str, OutputPath()]

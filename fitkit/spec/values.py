@@ -6,6 +6,7 @@ import math
 import re
 import types
 import typing
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
@@ -174,7 +175,10 @@ def _check_output_path(value: str, node: Node, path: str) -> None:
     parts = Path(value).parts
     if Path(value).is_absolute() or ".." in parts or not parts or not value.strip() or not value.isprintable():
         raise Mismatch(f"expects a path inside the run folder, not {show(value)}.", node, path)
-    if parts[0] in RUN_FILES:
+    first = unicodedata.normalize("NFKC", parts[0]).casefold()  # Model.safetensors is the same file on some disks
+    if first.startswith("."):
+        raise Mismatch(f"{show(parts[0])} begins with a dot, as fitkit's own files there do. Leave it out.", node, path)
+    if first in RUN_FILES:
         raise Mismatch(f"{show(parts[0])} is what fitkit itself writes there. Choose another name.", node, path)
 
 
