@@ -42,11 +42,11 @@ def test_every_two_choices_are_together_in_a_workload():
     assert len(WORKLOADS) == 12 and not uncovered_pairs()
 
 
-def test_runs_that_are_killed_25_times_end_as_those_that_were_not(tmp_path):
-    """With worker processes, with samples read by the process itself, and with arrays; a third die inside a save."""
-    done = at_once(campaign, tmp_path, [(0, 9), (1, 8), (4, 8)])
+def test_runs_that_are_killed_22_times_end_as_those_that_were_not(tmp_path):
+    """With worker processes, with samples read by the process itself, and with arrays; verify-resume adds three."""
+    done = at_once(campaign, tmp_path, [(0, 8), (1, 7), (4, 7)])
     tally = [sum(tally[aim] for tally, _ in done) for aim in ("training", "save", "resume")]
-    assert sum(tally) == 25 and min(tally[1:]) >= 25 / 5
+    assert sum(tally) == 22 and min(tally[1:]) >= 5
     assert set(SHARES) == {"training", "save", "resume"}
 
 
@@ -55,14 +55,21 @@ def test_ten_signals_at_any_moment_leave_a_checkpoint_and_the_exit_code(tmp_path
     assert sum(count for count, _ in done) == 10 and max(lost for _, lost in done) <= 1
 
 
-def test_a_second_interrupt_leaves_at_once(tmp_path):
-    second_interrupt(WORKLOADS[0], tmp_path)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run with worker processes that nobody disturbs."""
+    trial = Trial(WORKLOADS[0], tmp_path_factory.mktemp("undisturbed") / "whole")
+    trial.go_through()
+    return trial
 
 
-def test_a_run_goes_on_at_once_where_only_its_own_process_was_killed(tmp_path):
+def test_a_second_interrupt_leaves_at_once(whole, tmp_path):
+    second_interrupt(whole, tmp_path)
+
+
+def test_a_run_goes_on_at_once_where_only_its_own_process_was_killed(whole, tmp_path):
     """Its workers notice that later, and must hold nothing that the next process needs."""
-    whole, cut = Trial(WORKLOADS[0], tmp_path / "whole"), Trial(WORKLOADS[0], tmp_path / "cut")
-    whole.go_through()
+    cut = Trial(whole.workload, tmp_path / "cut")
     with cut.run.started() as process:
         while process.poll() is None and len(cut.lines("step")) < 40:
             time.sleep(0.001)

@@ -31,9 +31,9 @@ from fitkit.history import History
 from fitkit.resume import FOLDER
 
 Phase = Literal["start", "training", "save"]
-AIMS: tuple[Phase, ...] = ("training", "save", "start", "start", "save", "training")  # in turn: two starts in a row
+AIMS: tuple[Phase, ...] = ("training", "save", "start", "start", "save", "training", "save")  # in turn
 POLL_SECONDS = 0.0005
-LONGEST_SAVE_SECONDS = 0.01  # how far into a save a kill aims; one that comes after it counts as a kill in training
+LONGEST_SAVE_SECONDS = 0.01  # how far into a save a kill aims at first; half as far after each that came too late
 TIMES = ("seconds", "epoch_seconds")  # what no resume can bring back
 
 
@@ -56,16 +56,18 @@ def verify_resume(
         whole = run_in("whole")
         start, training = whole.go_through()
         say(f"one run through: {start:.1f} s to start, {training:.2f} s of training")
-        runs = 0
+        runs, reach = 0, LONGEST_SAVE_SECONDS
         while hit.total() < kills:
             runs += 1
             run, before = run_in(f"run-{runs}"), hit.total()
             while hit.total() < kills:
                 aim = next(aims)
                 wait = draw.uniform(start / 2, start) if aim == "start" else draw.uniform(0, training)
-                found = run.kill(aim, wait, draw.uniform(0, LONGEST_SAVE_SECONDS))
+                found = run.kill(aim, wait, draw.uniform(0, reach))
                 if found is None:
                     break
+                if aim == "save" and found != "save":
+                    reach /= 2
                 hit[found] += 1
             _, training = run.go_through()
             compare(whole.folder, run.folder)

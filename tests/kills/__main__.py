@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from . import disk, mutants
-from .harness import SHARES, campaign, deterministic
+from .harness import SHARES, Trial, campaign, deterministic
 from .stops import second_interrupt, stops
 from .workloads import WORKLOADS
 
@@ -92,7 +92,8 @@ def run_stops(count, seed, place, report):
         done = [found for found in pool.map(one, range(len(STOPPED))) if found]
     good, worst = sum(n for n, _ in done), max((lost for _, lost in done), default=0)
     report(f"{good}/{count} stops by SIGTERM or Ctrl-C, at most {worst} steps lost")
-    if report.attempt("second Ctrl-C", second_interrupt, WORKLOADS[0], _made(place / "second")):
+    whole = Trial(WORKLOADS[0], place / "stops-0" / "whole")  # has run already
+    if report.attempt("second Ctrl-C", second_interrupt, whole, _made(place / "second")):
         report("a second Ctrl-C left at once")
 
 
