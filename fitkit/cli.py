@@ -11,6 +11,7 @@ import json
 import re
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -98,6 +99,8 @@ def _add_others(command: Command) -> None:
     evaluate.add_argument("--split", choices=("train", "val", "test"), default=None, help="default: val")
     evaluate.add_argument("--root", metavar="DIR", help="where the paths of the run's data start (default: here)")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    cache = command("cache", "list or clear the compiled steps that are kept for the next run", _cache)
+    cache.add_argument("action", choices=("list", "clear"))
     predict = command("predict", "predict with a finished run", _predict)
     predict.add_argument("run_folder", metavar="RUN")
     predict.add_argument("data", metavar="DATA", help="a .csv, .npy, .npz or .safetensors file")
@@ -334,6 +337,21 @@ def _predict(arguments: argparse.Namespace) -> None:
 
     count = predict_file(folder, Path(arguments.data), out)
     print(f"wrote {count:,} predictions to {arguments.out}")
+
+
+def _cache(arguments: argparse.Namespace) -> None:
+    from fitkit.engine.store import cache_folder, entries
+
+    found = entries()
+    size = sum(size for _, size, _ in found) / 1e6
+    if arguments.action == "clear":
+        for path, *_ in found:
+            path.unlink(missing_ok=True)
+        print(f"removed {len(found)} compiled steps, {size:.1f} MB, from {cache_folder()}")
+        return
+    for path, own, used in found:
+        print(f"{path.name[:16]}  {own / 1e6:6.2f} MB  used {time.strftime('%Y-%m-%d %H:%M', time.localtime(used))}")
+    print(f"{len(found)} compiled steps, {size:.1f} MB, in {cache_folder()}")
 
 
 if __name__ == "__main__":

@@ -42,12 +42,14 @@ class Checkpoints:
         self.folder = folder / FOLDER
         self.every_steps, self.every_seconds = every_steps, every_seconds
         self.due_at = time.perf_counter() + (every_seconds or FIRST_SECONDS)
-        self.saved_step = -1
+        self.seen: int | None = None  # the steps when it was asked last: several may share a call
 
     def due(self, trainer: Trainer, now: float) -> bool:
         """Tell whether a checkpoint should be written after this step."""
         if self.every_steps is not None:
-            return (trainer.step + trainer.skipped_steps) % self.every_steps == 0
+            now_at = trainer.step + trainer.skipped_steps
+            before, self.seen = now_at - 1 if self.seen is None else self.seen, now_at
+            return now_at // self.every_steps > before // self.every_steps
         return now >= self.due_at
 
     def save(self, trainer: Trainer) -> Path:

@@ -177,6 +177,7 @@ class RunFolder(Callback):
             "epochs": len(history),
             "steps": trainer.step,
             "skipped_steps": trainer.skipped_steps,
+            "compiled": trainer.compiled,
             "monitor": history.monitor,
             "best_epoch": history.best_epoch,
             "best": None if best is None else {k: v if v == v else None for k, v in best.items()},

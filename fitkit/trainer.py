@@ -18,7 +18,6 @@ fit
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,10 +31,12 @@ from torch import Tensor, nn
 from fitkit.engine.batches import Batch, Batches
 from fitkit.engine.devices import run_settings
 from fitkit.engine.memory import MicroBatches, refuse_batchnorm
+from fitkit.engine.monitor import Monitor
 from fitkit.engine.seeds import seed_epoch
 from fitkit.engine.signals import Interrupted
 from fitkit.engine.step import Evaluator, Objective, Sums, TrainStep, all_finite, explained
 from fitkit.engine.weights import save, snapshot
+from fitkit.engine.whole_step import WholeStep, steps_a_call
 from fitkit.errors import DataError, FitkitError, TrainingError
 from fitkit.history import History
 from fitkit.parts.callback import Callback, overridden
@@ -43,20 +44,6 @@ from fitkit.spec.options import FitOptions
 
 HOOKS = ("train_begin", "epoch_begin", "step_end", "tick", "evaluate_begin", "evaluate_end", "epoch_end", "train_end")
 TICK_SECONDS = 0.1
-
-
-@dataclass(frozen=True)
-class Monitor:
-    """Which column tells the best epoch, and in which direction."""
-
-    column: str
-    mode: Literal["min", "max"]
-
-    def better(self, value: float, best: float | None) -> bool:
-        """Tell whether `value` beats the best so far; a NaN never does."""
-        if not math.isfinite(value):
-            return False
-        return best is None or (value < best if self.mode == "min" else value > best)
 
 
 def total_steps(train: Batches, options: FitOptions) -> int | None:
@@ -100,6 +87,7 @@ class Trainer:
     out: Path | None = None
     card: Mapping[str, Any] = field(default_factory=dict)  # what a weights file says about the model
     spec: Any = None  # the Spec with every default filled in, if there is one
+    recipe: Any = None  # what shapes a compiled step, where it is known: such steps are kept for other runs
     notes: str = ""  # what the build found worth printing once: class counts a part
     keeper: Keeper | None = None  # writes checkpoints
     resume: Callable[[Trainer], None] | None = None  # puts the trainer where a checkpoint was taken, after train_begin
@@ -129,21 +117,32 @@ class Trainer:
         self.device = self.optimizer.param_groups[0]["params"][0].device
         measured = [column for column in self.columns if column not in ("lr", "epoch_seconds")]
         self.history = History(self.columns, {column: self.direction(column) for column in measured})
-        compiled = self.options.compile is True
         self.sums = Sums(self.objective.metrics, self.device)  # of the epoch under way
         self._micro = MicroBatches(self.model, self.options)
+        self._hooks = {name: overridden(self.callbacks, f"on_{name}") for name in HOOKS}  # an empty hook costs nothing
+        self._train_step = self._make_step()
+        small = isinstance(self._train_step, WholeStep) and self._train_step.steps > 1  # quicker than its compilation
+        compiled = self.options.compile is True and not small
         self._evaluator = Evaluator(self.model, self.objective, self._micro, compile=compiled)
-        self._train_step = TrainStep(
+
+    def _make_step(self) -> TrainStep | WholeStep:
+        options = self.options
+        step = TrainStep(
             self.model,
             self.objective,
             self.optimizer,
             self._micro,
             seed=self.seed,
-            clip_norm=self.options.clip_norm,
+            accumulate=options.accumulate,
+            clip_norm=options.clip_norm,
             scaler=self.scaler,
-            compile=compiled,
         )
-        self._hooks = {name: overridden(self.callbacks, f"on_{name}") for name in HOOKS}  # an empty hook costs nothing
+        if options.compile is not True:
+            return step
+        if WholeStep.can(options, self.device, self.scaler):
+            return WholeStep(step, 1 if self._hooks["step_end"] else steps_a_call(self.model, self.train), self.recipe)
+        step.compile_forward()
+        return step
 
     def _call(self, hook: str) -> None:
         for method in self._hooks[hook]:
@@ -179,6 +178,13 @@ class Trainer:
         """Optimizer steps of the whole run, as far as epochs and `max_steps` tell; None if neither does."""
         return total_steps(self.train, self.options)
 
+    @property
+    def compiled(self) -> str:
+        """What is compiled: "whole steps", "model and loss", or "" where all is eager."""
+        if isinstance(self._train_step, WholeStep) and not self._train_step.refused:
+            return "whole steps"
+        return "model and loss" if self.options.compile is True else ""
+
     def __str__(self) -> str:
         """Show the plan: what will run on what, for how long."""
         counts = [
@@ -189,7 +195,7 @@ class Trainer:
         size = sum(p.numel() for p in self.model.parameters())
         precision = str(self.objective.precision or next(self.model.parameters()).dtype).removeprefix("torch.")
         steps = f"{self.total_steps:,} steps" if self.total_steps else "no end in steps"
-        compiled = "compiled" if self.options.compile is True else "eager"
+        compiled = f"{self.compiled} compiled" if self.compiled else "eager"
         return (
             f"samples: {', '.join(counts) or 'not known'}; batches of {self.train.batch_size}, {steps}\n"
             f"model: {type(self.model).__name__}, {size:,} parameters; {type(self.optimizer).__name__}; "
@@ -295,19 +301,18 @@ class Trainer:
 
     def _train_epoch(self, begun: float) -> None:
         """Take one pass over the training batches, or what is left of it."""
-        options, train_step, step_hooks = self.options, self._train_step, self._hooks["step_end"]
+        options, step_hooks = self.options, self._hooks["step_end"]
+        train_step: Any = self._train_step  # calls take what its own windows yield
         deadline = begun + options.max_time if options.max_time else math.inf
         next_tick = time.perf_counter() + TICK_SECONDS
         if self.batch and self._is_over(time.perf_counter(), deadline):  # a run resumed at its very end
             return
-        for window in self._windows():
-            self._set_lr()
-            applied = train_step(window, self.sums, self.step + self.skipped_steps)
+        left = None if options.max_steps is None else options.max_steps - self.step
+        for window in train_step.windows(self.train, self.epoch, self.batch, left):
+            applied = train_step(window, self.sums, self.step + self.skipped_steps, self._rates)
             self.batch += len(window)
-            if applied:
-                self.step += 1
-            else:
-                self.skipped_steps += 1
+            self.step += applied
+            self.skipped_steps += not applied
             for hook in step_hooks:
                 hook(self)
             now = time.perf_counter()
@@ -353,15 +358,10 @@ class Trainer:
         elif not self.stopped:  # at the end there may still be a best epoch
             raise TrainingError(self._bad_weights())
 
-    def _windows(self) -> Iterator[Sequence[Batch]]:
-        batches = self.train.shuffled(self.seed, self.epoch, self.batch)
-        while window := tuple(itertools.islice(batches, self.options.accumulate)):
-            yield window
-
-    def _set_lr(self) -> None:
-        factor = self.schedule(self.step) * self.lr_factor
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+    def _rates(self, ahead: int) -> list[float]:
+        """Return each group's learning rate so many steps from here."""
+        factor = self.schedule(self.step + ahead) * self.lr_factor
+        return [group["initial_lr"] * factor for group in self.optimizer.param_groups]
 
     @property
     def lr(self) -> float:

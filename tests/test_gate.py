@@ -44,6 +44,8 @@ NAMES = {
     **dict.fromkeys(("types.CodeType", "types.FunctionType", "sys.settrace", "sys.setprofile", "tarfile.open"), ()),
 }
 NAMES |= {
+    "os.environ.get": (("engine/store.py", "cache_folder"),),  # of the user's own environment
+    "types.FunctionType": (("engine/updates.py", "_calls"),),  # see INSIDE
     "importlib.import_module": (("__init__.py", "__getattr__"),),  # of names that stand in the file itself
     "runpy.run_path": (("cli.py", "_run_code"),),
     "locals": (("parts/callback.py", "__init__"),),  # LambdaCallback, which takes functions and so is no table's
@@ -78,6 +80,7 @@ NAMED = {
 PRIVATE = {"__globals__", "__code__", "__builtins__", "__subclasses__", "__bases__", "__reduce__", "__reduce_ex__"}
 PRIVATE |= {"__closure__", "__loader__", "__spec__", "__dict__", "__setstate__", "f_globals", "f_locals", "gi_frame"}
 INSIDE = {  # attributes from which all of Python can be reached: where, and of what
+    ("engine/updates.py", "_calls"): "the step of an optimizer of torch, run with one of its functions replaced",
 }
 FORMATS = {  # `template.format(…)` of a text that is not written out there
     ("spec/check.py", "unknown_name"): "one of the literal texts of hints.SUFFIXES",

@@ -19,9 +19,11 @@ from fitkit.builder.card import make_card
 from fitkit.builder.data import Prepared, prepare
 from fitkit.builder.objective import check_values, choose_loss, count_outputs, make_objective
 from fitkit.builder.outline import Outline, make_model
+from fitkit.builder.recipe import make_recipe
 from fitkit.builder.tables import PLATEAU, TABLES, default
 from fitkit.engine.batches import Batches
 from fitkit.engine.devices import check_compile, choose_device, choose_precision
+from fitkit.engine.monitor import Monitor
 from fitkit.engine.step import eval_mode
 from fitkit.errors import DataError, Fault, SpecError, listing, nearest, show
 from fitkit.parts.callback import Callback
@@ -33,7 +35,7 @@ from fitkit.spec import check, compose, reader
 from fitkit.spec.component import Component
 from fitkit.spec.reader import Node
 from fitkit.spec.spec import Spec, name_from
-from fitkit.trainer import Monitor, Trainer, total_steps
+from fitkit.trainer import Trainer, total_steps
 
 SpecLike = str | Path | Mapping[str, Any] | Spec
 Overrides = Iterable[str] | Mapping[str, Any] | None
@@ -153,6 +155,7 @@ def finish(begun: Outline, out: Path | None, callbacks: Sequence[Callback] = ())
         scaler=scaler,
         out=out,
         spec=dataclasses.replace(spec, fit=_with_epochs(spec)),
+        recipe=make_recipe(begun, bound),
         notes=prepared.counts,
     )
     _check_monitors(trainer, spec, callbacks)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import IOBase
 from typing import Any
 
 import torch
@@ -34,3 +38,62 @@ def bare_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
     if wrapped is None or patched or any(hook is None or len(hook) for hook in hooks):
         return optimizer.step
     return functools.partial(wrapped, optimizer)
+
+
+class NoGraph(Exception):
+    """A function cannot be one graph; the message says why, and where in the user's code."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A compiled function for arguments of one kind: `call` runs it, `holds` tells whether it is made for arguments."""
+
+    call: Callable[..., Any]
+    holds: Callable[..., bool]
+    save: Callable[[str], Any]
+
+
+def compile_graph(function: Callable[..., Any], arguments: tuple[Any, ...], *, guarded: bool) -> Graph:
+    """Compile a function as one graph for arguments like these, without calling it.
+
+    A guarded graph watches all of Python that it was traced from, in `holds` alone: that costs more than many a small
+    graph, and `call` trusts it. One that is not guarded holds for whatever the caller says, and can be saved.
+
+    Raises NoGraph when torch cannot.
+    """
+    options: Any = None if guarded else {"guard_filter_fn": lambda guards: [False] * len(guards)}
+    try:
+        with _settings():
+            compiled: Any = torch.compile(function, fullgraph=True, dynamic=False, options=options)
+            made = compiled.aot_compile((arguments, {}))
+    except Exception as error:  # whatever a compiler trips over is a reason to go on without it
+        raise NoGraph(_cause(error)) from error
+    return Graph(made.fn, made.guard_check, made.save_compiled_function)
+
+
+def load_graph(file: IOBase) -> Graph:
+    """Return a graph that was saved, which runs code from the file. Raises whatever torch does for a damaged one."""
+    with _settings():
+        made: Any = torch.compiler.load_compiled_function(file)
+    return Graph(made.fn, made.guard_check, made.save_compiled_function)
+
+
+@contextlib.contextmanager
+def _settings() -> Iterator[None]:
+    """Trace gradients too, and let the compiler write the calls of its loops in C++."""
+    import torch._dynamo.config
+    import torch._inductor.config
+
+    from fitkit.engine.scalars import OnceComputed  # which imports the compiler
+
+    inductor = {"cpp_wrapper": True, "post_grad_custom_post_pass": OnceComputed()}
+    with torch._dynamo.config.patch(trace_autograd_ops=True), torch._inductor.config.patch(inductor):
+        yield
+
+
+def _cause(error: Exception) -> str:
+    """Return an error of torch's compiler in one line: what, and the last line of code that is not torch's."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    places = [p for p in re.findall(r'File "([^"]+)", line (\d+)', str(error)) if "/torch/" not in p[0]]
+    where = f" ({places[-1][0]}:{places[-1][1]})" if places else ""
+    return lines[0][:200] + where

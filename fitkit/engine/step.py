@@ -5,8 +5,9 @@ Nothing here waits for the device, except fp16's loss scale, which decides on th
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fitkit.engine.align import Align
-from fitkit.engine.batches import Batch
+from fitkit.engine.batches import Batch, Batches
 from fitkit.engine.memory import MicroBatches, asked, is_out_of_memory
 from fitkit.engine.private import bare_step
 from fitkit.engine.seeds import seed_step
@@ -24,6 +25,7 @@ from fitkit.spec.options import FitOptions
 
 HALF = (torch.float16, torch.bfloat16)
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, "int | Tensor"]]  # aligned output, target -> sum, count
+Rates = Callable[[int], Sequence[float]]  # steps ahead of the present one -> the learning rate of each group
 
 
 def sums_dtype(device: torch.device) -> torch.dtype:
@@ -146,29 +148,44 @@ class TrainStep:
         micro: MicroBatches | None = None,
         *,
         seed: int = 0,
+        accumulate: int = 1,
         clip_norm: float | None = None,
         scaler: torch.amp.GradScaler | None = None,
-        compile: bool = False,
     ) -> None:
-        self.model, self.optimizer, self.seed = model, optimizer, seed
+        self.model, self.objective, self.optimizer = model, objective, optimizer
+        self.seed, self.accumulate = seed, accumulate
         self.micro = micro or MicroBatches(model, FitOptions())
         self.clip_norm, self.scaler = clip_norm, scaler
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.device = self.parameters[0].device
         self.forward: Callable[..., Any] = objective.forward
-        if compile:  # fixed shapes: a full batch and the last one; a dynamic graph would depend on the run's history
-            self.forward = torch.compile(objective.forward, dynamic=False)
-        self.fresh = compile  # the first call compiles, perhaps for minutes
+        self.fresh = False
         self.interruptible = False  # a signal need not wait for the end of what is done now
         self.inverses: dict[int, Tensor] = {}
         self.begin_epoch()
+
+    def compile_forward(self) -> None:
+        """Run model and loss through torch.compile from now on; the first call compiles, perhaps for minutes."""
+        # Fixed shapes: a full batch and the last one; a dynamic graph would depend on the run's history.
+        self.forward, self.fresh = torch.compile(self.objective.forward, dynamic=False), True
 
     def begin_epoch(self) -> None:
         """Look again for hooks on the optimizer, which may be registered between epochs."""
         self.step = bare_step(self.optimizer)
 
-    def __call__(self, window: Sequence[Batch], sums: Sums, number: int = 0) -> bool:
-        """Do step `number` and add to the sums; tell whether it was applied: fp16 skips a step that overflowed."""
+    def windows(self, train: Batches, epoch: int, start: int, left: int | None) -> Iterator[Sequence[Batch]]:
+        """Cut an epoch from batch `start` on into windows of batches, one for each of at most `left` steps."""
+        batches = train.shuffled(self.seed, epoch, start)
+        for _ in itertools.count() if left is None else range(left):
+            window = tuple(itertools.islice(batches, self.accumulate))
+            if not window:
+                return
+            yield window
+
+    def __call__(self, window: Sequence[Batch], sums: Sums, number: int, rates: Rates) -> int:
+        """Do step `number` and add to the sums; return how many steps were applied: fp16 skips one that overflowed."""
+        for group, lr in zip(self.optimizer.param_groups, rates(0), strict=True):
+            group["lr"] = lr
         results = None
         while results is None:
             seed_step(self.device, self.seed, number)
@@ -194,7 +211,7 @@ class TrainStep:
             self.scaler.update()
             applied = self.scaler.get_scale() >= before
         self._drop_gradients()
-        return applied
+        return int(applied)
 
     def _backward(self, window: Sequence[Batch]) -> list[tuple[Any, ...]]:
         """Leave the gradient of the window's mean loss in the parameters; return what each batch adds to the sums."""

@@ -174,12 +174,17 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        for part in self.bound_parts():
+            part.step()
+        return loss
+
+    def bound_parts(self) -> list[torch.optim.Optimizer]:
+        """Return torch's optimizers that this one consists of, on its own groups and state."""
         for part in self.parts:
             use_muon = isinstance(part, torch.optim.Muon)
             part.param_groups = [group for group in self.param_groups if group.get("use_muon", False) == use_muon]
             part.state = self.state
-            part.step()
-        return loss
+        return self.parts
 
 
 for _kind in (

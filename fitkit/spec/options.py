@@ -23,7 +23,7 @@ class FitOptions:
     accumulate: batches an optimizer step; the step equals one on a batch `accumulate` times as large.
     clip_norm: scale the gradient down to at most this global L2 norm before each step.
     precision: number format of the forward pass; auto is bf16 on a GPU that has it, fp32 elsewhere.
-    compile: run model and loss through torch.compile; auto stays eager.
+    compile: make whole optimizer steps one graph by torch.compile, or else model and loss; auto stays eager.
     device: auto takes cuda, then mps, then cpu.
     deterministic: only algorithms that give the same bits every time; slower on a GPU.
     out_of_memory: stop the fit, or halve the batches of a forward pass, accumulated so that the step stays the same.

@@ -1,0 +1,51 @@
+"""What shapes a compiled step, as plain values: runs with equal recipes can share the graphs that torch made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fitkit.builder.objective import Bound
+from fitkit.builder.outline import Outline
+from fitkit.spec.component import Component
+
+OURS = ("fitkit.", "torch.")
+
+
+def make_recipe(begun: Outline, bound: Bound) -> dict[str, Any] | None:
+    """Return the recipe of a run; None where code that is not fitkit's has a part in the step.
+
+    Shapes, modes and the sizes of batches are not in it: a step adds those of its own.
+    """
+    spec = bound.spec
+    components = list(_components([spec.model, spec.loss, spec.metrics, begun.spec.optimizer]))
+    if begun.model is not None or not all(_is_ours(c.entry.factory) for c in components):
+        return None
+    resolved = spec.resolved()
+    return {
+        **{key: resolved[key] for key in ("model", "loss", "metrics", "optimizer")},
+        "fit": {key: resolved["fit"][key] for key in ("clip_norm", "accumulate", "batch_size", "deterministic")},
+        "precision": str(bound.objective.precision),
+        "transform": type(bound.objective.transform).__name__,
+        "inputs": [list(begun.inputs.shape), begun.inputs.vocabulary],
+        "outputs": [begun.outputs, bound.class_dim, bound.squeezed],
+        "target": begun.prepared.target,
+        "device": str(begun.device),
+    }
+
+
+def _is_ours(factory: Any) -> bool:
+    return str(getattr(factory, "__module__", "")).startswith(OURS)  # a partial or another object has none
+
+
+def _components(value: Any) -> Iterable[Component]:
+    """Yield every component in a value of a spec, however deep."""
+    if isinstance(value, Component):
+        yield value
+        yield from _components(value.args)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _components(item)
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for item in value:
+            yield from _components(item)

@@ -1,0 +1,225 @@
+"""Training in whole steps: an epoch is cut into calls of k steps, and each call is one graph.
+
+rows of the epoch --windows--> Rows of k, k, …, 1, 1, the ragged last --call--> a graph for its shapes, or eager steps
+
+Which rows make a call depends on the epoch alone, never on where a run was stopped, so a resumed run takes the same
+calls. Seeds are set once a call, by its first step.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fitkit.engine.batches import ArrayBatches, Batch, Batches
+from fitkit.engine.graph import Parts, step_on_batches, steps_on_rows
+from fitkit.engine.private import Graph, NoGraph, compile_graph
+from fitkit.engine.seeds import order, seed_step
+from fitkit.engine.step import Rates, Sums, TrainStep
+from fitkit.engine.store import Store
+from fitkit.engine.updates import updates_of
+from fitkit.spec.options import FitOptions
+
+MOST_GRAPHS = 8
+STEPS_A_CALL = 4  # with more, compilation takes longer and steps hardly less
+SMALL_WORK = 2e7  # floating-point operations a step: about a millisecond
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a call (k * n,), in the order in which k steps take them; its length is the number of its batches."""
+
+    batches: ArrayBatches
+    rows: Tensor
+    steps: int
+
+    def __len__(self) -> int:
+        return self.steps * -(-len(self.rows) // self.steps // self.batches.batch_size)
+
+    def __iter__(self) -> Iterator[Sequence[Batch]]:
+        """Yield the window of each step."""
+        for rows in self.rows.chunk(self.steps):
+            yield [self.batches.gather(part) for part in torch.split(rows, self.batches.batch_size)]
+
+
+class WholeStep:
+    """Steps as graphs, `steps` of them a call, where torch can make one; else as `eager` takes them.
+
+    The first step of a fit is eager, since optimizers make their state in it. Why there are no graphs is said once, as
+    a warning, and `refused` holds it; then model and loss alone are compiled.
+
+    With a `recipe`, plain values that say all that shapes the graphs, they are looked for in the user's cache first,
+    and kept there; else their guards are checked once an epoch.
+    """
+
+    def __init__(self, eager: TrainStep, steps: int, recipe: Any = None) -> None:
+        self.eager, self.steps = eager, steps
+        self.store = None if recipe is None else Store(recipe)
+        self.graphs: dict[Any, list[Graph]] = {}
+        self.trusted: dict[Any, Graph] = {}  # whose guards held in this epoch
+        self.proved: list[Graph] = []  # whose guards held after their own first call too
+        self.parts: Parts | None = None
+        self.refused = self.signature = ""
+        self.compiling = False
+
+    @staticmethod
+    def can(options: FitOptions, device: torch.device, scaler: Any) -> bool:
+        """Tell whether whole steps can be graphs: not where the host decides in a step, as fp16 and `halve` do."""
+        return device.type == "cpu" and scaler is None and options.out_of_memory == "stop"
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters that are trained."""
+        return self.eager.parameters
+
+    @property
+    def interruptible(self) -> bool:
+        """Whether a signal need not wait for the end of what is done now."""
+        return self.compiling or self.eager.interruptible
+
+    def begin_epoch(self) -> None:
+        """Look again at what may have changed between epochs: hooks, modes, layers that were frozen."""
+        self.eager.begin_epoch()
+        self.trusted.clear()
+        self.signature = ""
+
+    def windows(self, train: Batches, epoch: int, start: int, left: int | None) -> Iterator[Rows | Sequence[Batch]]:
+        """Cut an epoch from batch `start` on into calls, for at most `left` steps."""
+        if not isinstance(train, ArrayBatches):
+            yield from self.eager.windows(train, epoch, start, left)
+            return
+        rows = order(train.rows, self.eager.seed, epoch)
+        size = train.batch_size * self.eager.accumulate
+        full, every = len(rows) // size, -(-len(rows) // size)
+        at = start // self.eager.accumulate
+        end = every if left is None else min(every, at + left)
+        while at < end:
+            steps = self.steps if at % self.steps == 0 and at + self.steps <= min(full, end) else 1
+            yield Rows(train, rows[at * size : (at + steps) * size], steps)
+            at += steps
+
+    def __call__(self, window: Rows | Sequence[Batch], sums: Sums, number: int, rates: Rates) -> int:
+        """Take the steps of a call, from step `number` on; return how many were applied."""
+        steps = window.steps if isinstance(window, Rows) else 1
+        graph = None
+        if number > 0 and not self.refused:
+            lrs = torch.tensor([rates(i) for i in range(steps)], dtype=torch.float64, device=self.eager.device)
+            graph, inputs = self._graph(window, lrs)
+        if graph is None:
+            for ahead, batches in enumerate(window if isinstance(window, Rows) else [window]):
+                self.eager(batches, sums, number + ahead, functools.partial(_later, rates, ahead))
+            return steps
+        seed_step(self.eager.device, self.eager.seed, number)
+        sums.add(*graph.call(*inputs))
+        if graph not in self.proved:
+            self.proved.append(graph)
+            if not graph.holds(*inputs):
+                self._refuse("the model's own code changes what it does from step to step")
+        for group, lr in zip(self.eager.optimizer.param_groups, rates(steps - 1), strict=True):
+            group["lr"] = lr
+        return steps
+
+    def _graph(self, window: Rows | Sequence[Batch], lrs: Tensor) -> tuple[Graph | None, Any]:
+        """Return a graph that holds for the window, and its arguments; None for the graph if there can be none."""
+        if self.parts is None:
+            self.parts = self._make_parts()
+        if self.parts is None:
+            return None, ()
+        if isinstance(window, Rows):
+            arguments: Any = self.parts, window.batches, window.rows, lrs
+            key: Any = len(lrs), len(window.rows)
+        else:
+            arguments = self.parts, window, lrs
+            key = tuple((x.shape, y.shape) for x, y in window)
+        graph = self.trusted.get(key)
+        if graph is None and (graph := self._find(key, arguments)) is not None:
+            self.trusted[key] = graph
+        return graph, arguments
+
+    def _find(self, key: Any, arguments: Any) -> Graph | None:
+        """Return a graph for these shapes from what is known, stored, or can be compiled."""
+        # Not before: optimizers have their state after the first step only.
+        self.signature = self.signature or signature(self.eager, arguments[1])
+        key = key, self.signature
+        known = self.graphs.setdefault(key, [])
+        for graph in known:
+            if graph.holds(*arguments):
+                return graph
+        if sum(map(len, self.graphs.values())) >= MOST_GRAPHS:
+            self._refuse(f"the model changed after each of {MOST_GRAPHS} compilations")
+            return None
+        self.compiling = True
+        try:
+            made = self._stored_or_compiled(key, arguments)
+        except NoGraph as error:
+            self._refuse(str(error))
+            return None
+        finally:
+            self.compiling = False
+        known.append(made)
+        return made
+
+    def _stored_or_compiled(self, key: Any, arguments: Any) -> Graph:
+        function = steps_on_rows if isinstance(arguments[1], ArrayBatches) else step_on_batches
+        if self.store is None:
+            return compile_graph(function, arguments, guarded=True)
+        graph = self.store.get(key)
+        if graph is None:
+            graph = compile_graph(function, arguments, guarded=False)
+            if why := self.store.put(key, graph):
+                warnings.warn(f"compiled steps could not be kept for the next run: {why}", stacklevel=2)
+        return graph
+
+    def _make_parts(self) -> Parts | None:
+        eager = self.eager
+        updates = updates_of(eager.optimizer)
+        if updates is None:
+            self._refuse(
+                f"the step of {type(eager.optimizer).__name__} is no function of tensors that a graph can hold"
+            )
+            return None
+        return Parts(eager.model, eager.objective, eager.parameters, updates, eager.clip_norm)
+
+    def _refuse(self, why: str) -> None:
+        self.refused = why
+        self.eager.compile_forward()
+        warnings.warn(f"a training step cannot be one graph, so model and loss alone are compiled: {why}", stacklevel=2)
+
+
+def _later(rates: Rates, ahead: int, more: int) -> Sequence[float]:
+    return rates(ahead + more)
+
+
+def signature(step: TrainStep, batches: Any) -> str:
+    """Return what of data, model and optimizer state shapes a graph: modes, what is frozen, shapes and dtypes."""
+    model, state = step.model, step.optimizer.state
+    said: list[Any] = [[module.training for module in model.modules()]]
+    if isinstance(batches, ArrayBatches):
+        arrays = batches.x, batches.y, batches.starts, batches.span
+        said += [None if a is None else (a.shape, a.dtype, a.stride()) for a in arrays]
+        said.append(batches.tokens)
+    else:
+        said += [(a.dtype, a.stride()) for pair in batches for a in pair]
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        kept = state.get(tensor, {})
+        entries = [(k, v.shape, v.dtype) if isinstance(v, Tensor) else (k, v) for k, v in kept.items()]
+        said.append((tensor.requires_grad, tensor.shape, tensor.dtype, tensor.stride(), entries))
+    said += [[(k, v) for k, v in g.items() if k not in ("params", "lr")] for g in step.optimizer.param_groups]
+    return hashlib.sha256(repr(said).encode()).hexdigest()
+
+
+def steps_a_call(model: nn.Module, train: Batches) -> int:
+    """Return how many steps share a call: several where a step is so little work that calling it is half of it."""
+    if any(isinstance(module, nn.modules.conv._ConvNd | nn.RNNBase) for module in model.modules()):
+        return 1
+    positions = train.batch_size * (len(train.span) - 1 or 1 if isinstance(train, ArrayBatches) else 1)
+    work = 6 * positions * sum(parameter.numel() for parameter in model.parameters())
+    return STEPS_A_CALL if work <= SMALL_WORK else 1

@@ -1,0 +1,226 @@
+"""A step as one graph trains what eager steps train: for every optimizer, for models with norms, masks and windows."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import fitkit
+from fitkit.engine import whole_step
+from fitkit.engine.devices import check_compile
+from fitkit.errors import SpecError
+from fitkit.parts.optimizers import optimizers
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Dynamo|.*does not support|.*online softmax"),
+]
+try:
+    check_compile(True)
+except SpecError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+X = torch.randn(52, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+Y = (X.mean((1, 2, 3)) > 0).long() + (X[:, 0, 0, 0] > 0).long()
+TOKENS = (X[:, 0, 0] > 0).long() + (X[:, 0, 1] > 0).long()  # (52, 6), a vocabulary of 3
+
+
+class Transformer(nn.Module):
+    """Token ids (B, 6) -> (B, 3)."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(3, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, bias=False)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.layer(self.embedding(x)).mean(1))
+
+
+def model(kind):
+    """Return a model in which every parameter has a gradient: that of a bias before a norm is rounding noise alone."""
+    torch.manual_seed(1)
+    if kind == "mlp":
+        return nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, 3))
+    if kind == "cnn":
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
+        )
+    return Transformer()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FITKIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "graphs"
+
+
+def fit(kind, optimizer, compiled, epochs=13, together=1, **fit):
+    data = {"train": (TOKENS if kind == "transformer" else X, Y)}
+    spec = {"optimizer": optimizer, "seed": 5}
+    spec["fit"] = {"epochs": epochs, "batch_size": 13, "device": "cpu", "compile": compiled, **fit}
+    trainer = fitkit.build(spec, model=model(kind), data=data)
+    if compiled:
+        trainer._train_step.steps = together
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # a step that is no graph
+        trainer.fit()
+    return trainer
+
+
+def furthest(one, other):
+    """Return the largest distance of two modules' tensors, relative to their size."""
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return max(float((a.double() - b).norm() / (b.double().norm() + 1e-6)) for a, b in pairs)
+
+
+def declared(name):
+    return {name: {"lr": 0.01, **({"momentum": 0.9} if name == "SGD" else {})}}
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn", "transformer"])
+@pytest.mark.parametrize("name", sorted(set(optimizers) - {"Muon", "Rprop"}))
+def test_fifty_steps_agree_with_eager_ones(name, kind):
+    eager, compiled = (fit(kind, declared(name), whether) for whether in (False, True))
+    assert compiled.step == 52 and len(compiled._train_step.graphs) == 1
+    assert furthest(compiled.model, eager.model) <= 1e-5
+
+
+def test_rprop_is_no_whole_step_and_trains_the_same():
+    def train(compiled):
+        spec = {"optimizer": {"Rprop": 0.01}, "seed": 5}
+        spec["fit"] = {"epochs": 3, "batch_size": 13, "device": "cpu", "compile": compiled}
+        trainer = fitkit.build(spec, model=model("transformer"), data={"train": (TOKENS, Y)})
+        trainer.fit()
+        return trainer
+
+    eager = train(False)
+    with pytest.warns(UserWarning, match="the step of Rprop is no function of tensors"):
+        compiled = train(True)
+    assert compiled.compiled == "model and loss"
+    assert compiled.history["loss"] == pytest.approx(eager.history["loss"], rel=1e-3)
+
+
+def test_muon_agrees_while_bf16_does_not_tell_the_difference():
+    """Its Newton-Schulz iteration in bf16 turns 1e-7 in a weight into 1e-2 within fifty steps."""
+    eager, compiled = (fit("mlp", {"Muon": {"lr": 0.001}}, whether, epochs=1) for whether in (False, True))
+    assert compiled.step == 4 and compiled._train_step.graphs
+    assert furthest(compiled.model, eager.model) <= 1e-3
+
+
+@pytest.mark.parametrize(
+    "fit_keys", [{"clip_norm": 0.1}, {"accumulate": 2}, {"batch_size": 10, "accumulate": 2, "clip_norm": 0.1}]
+)
+def test_clipping_accumulation_and_ragged_ends_agree(fit_keys):
+    eager, compiled = (fit("mlp", declared("AdamW"), whether, **fit_keys) for whether in (False, True))
+    assert compiled._train_step.graphs and not compiled._train_step.refused
+    assert furthest(compiled.model, eager.model) <= 1e-5
+    for column in ("loss", "lr"):
+        assert compiled.history[column] == pytest.approx(eager.history[column], rel=1e-6)
+
+
+SPEC = {
+    "data": "iris",
+    "model": [{"Linear": 8}, "ReLU", {"Dropout": 0.2}, {"Linear": "outputs"}],
+    "schedule": {"cosine": {"warmup": 3}},
+    "fit": {"epochs": 3, "batch_size": 16, "device": "cpu", "compile": True},
+}
+
+
+def bits(trainer):
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_steps_together_are_the_same_steps_and_the_next_run_starts_compiled(cache, monkeypatch):
+    compilations = []
+    compiled = whole_step.compile_graph
+    monkeypatch.setattr(whole_step, "compile_graph", lambda *a, **k: (compilations.append(1), compiled(*a, **k))[1])
+    first = fitkit.build(SPEC)
+    assert first._train_step.steps == 4
+    history = first.fit()
+    made = len(compilations)
+    assert 2 <= made <= 3 and not first._train_step.refused  # four steps, and what is left of an epoch
+    assert history["lr"] == pytest.approx(fitkit.fit(SPEC, overrides={"fit.compile": False})["lr"], rel=1e-12)
+    second = fitkit.build(SPEC)
+    again = second.fit()
+    assert len(compilations) == made  # all from the user's cache
+    assert same(bits(first), bits(second)) and again["loss"] == history["loss"]
+    assert cache.stat().st_mode & 0o777 == 0o700
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in cache.iterdir())
+
+    for path in cache.iterdir():  # damage, and a graph that others may have written
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    third = fitkit.build(SPEC)
+    third.fit()
+    assert len(compilations) == 2 * made and same(bits(first), bits(third))
+    next(iter(cache.iterdir())).chmod(0o666)
+    fitkit.build(SPEC).fit()
+    assert len(compilations) == 2 * made + 1
+    other = fitkit.build(SPEC, overrides={"seed": 1})
+    other.fit()
+    assert len(compilations) == 2 * made + 1  # the seed is no part of a graph
+    assert not same(bits(first), bits(other))
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_training_goes_on(cache):
+    cache.parent.write_text("a file")
+    with pytest.warns(UserWarning, match="could not be kept for the next run: .*Error"):
+        history = fitkit.fit(SPEC, overrides={"fit.epochs": 1})
+    assert len(history) == 1
+
+
+class Breaks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(36, 3)
+
+    def forward(self, x):
+        x = self.layer(x.flatten(1))
+        return x * 2 if float(x.detach().sum()) > 0 else x * 2
+
+
+def test_a_module_that_is_no_graph_says_where_and_trains_the_same():
+    with pytest.warns(UserWarning, match=r"cannot be one graph, .*test_whole_step.py:\d+"):
+        history = fitkit.Model(Breaks()).fit(
+            {"fit": {"epochs": 2, "batch_size": 13, "device": "cpu", "compile": True}}, data={"train": (X, Y)}
+        )
+    eager = fitkit.Model(Breaks()).fit
+    assert len(history) == 2 and eager is not None
+
+
+class Counts(nn.Module):
+    """Takes its second half of training otherwise, by an attribute that its own code changes."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(36, 3)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.layer(x.flatten(1)) * (1.0 if self.calls < 20 else 3.0)
+
+
+def test_a_module_that_changes_itself_is_not_frozen_into_a_graph():
+    def train(compiled):
+        trainer = fitkit.build(
+            {"fit": {"epochs": 10, "batch_size": 13, "device": "cpu", "compile": compiled}},
+            model=Counts(),
+            data={"train": (X, Y)},
+            callbacks=[fitkit.LambdaCallback(on_step_end=lambda trainer: None)],  # one step a call
+        )
+        trainer.fit()
+        return trainer
+
+    eager = train(False)
+    with pytest.warns(UserWarning, match="the model's own code changes what it does"):
+        compiled = train(True)
+    assert compiled.model.calls == eager.model.calls == 41
+    assert furthest(compiled.model, eager.model) <= 1e-5
