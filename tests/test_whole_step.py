@@ -11,6 +11,7 @@ from fitkit.engine import whole_step
 from fitkit.engine.devices import check_compile
 from fitkit.errors import SpecError
 from fitkit.parts.optimizers import optimizers
+from fitkit.session import run
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -166,6 +167,28 @@ def test_steps_together_are_the_same_steps_and_the_next_run_starts_compiled(cach
     other.fit()
     assert len(compilations) == 2 * made + 1  # the seed is no part of a graph
     assert not same(bits(first), bits(other))
+
+
+def test_a_killed_run_takes_the_same_calls_and_ends_in_the_same_bits(tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def kill(trainer):
+        if trainer.epoch == 2:
+            raise Killed
+
+    def go(folder, resume=False, then=lambda trainer: None):
+        callbacks = [fitkit.LambdaCallback(on_evaluate_begin=then)]
+        return run(fitkit.load_spec(SPEC), out=folder, resume=resume, callbacks=callbacks, every_steps=6)[1]
+
+    whole = go(tmp_path / "whole")
+    with pytest.raises(Killed):
+        go(tmp_path / "cut", then=kill)
+    kept = sorted(path.name for path in (tmp_path / "cut" / "checkpoints").glob("step-*"))
+    assert kept == ["step-12", "step-6"]  # the former within the second epoch of seven steps
+    resumed = go(tmp_path / "cut", resume=True)
+    assert resumed.compiled == "whole steps" and same(bits(whole), bits(resumed))
+    assert whole.history["loss"] == resumed.history["loss"]
 
 
 def test_a_cache_that_cannot_be_written_is_said_and_training_goes_on(cache):
