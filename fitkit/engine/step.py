@@ -174,9 +174,12 @@ class TrainStep:
         self.step = bare_step(self.optimizer)
 
     def windows(self, train: Batches, epoch: int, start: int, left: int | None) -> Iterator[Sequence[Batch]]:
-        """Cut an epoch from batch `start` on into windows of batches, one for each of at most `left` steps."""
+        """Cut an epoch from batch `start` on into windows of batches, one for each of at most `left` steps.
+
+        A scaler may skip some of the steps: how many windows `left` applied ones take, the caller finds out.
+        """
         batches = train.shuffled(self.seed, epoch, start)
-        for _ in itertools.count() if left is None else range(left):
+        for _ in itertools.count() if left is None or self.scaler is not None else range(left):
             window = tuple(itertools.islice(batches, self.accumulate))
             if not window:
                 return

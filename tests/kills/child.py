@@ -18,6 +18,7 @@ import torch
 
 from fitkit import cli, session
 from fitkit.engine import checkpoint
+from fitkit.engine.whole_step import Rows
 from fitkit.parts.callback import Callback
 from fitkit.resume import FOLDER, capture
 
@@ -83,19 +84,22 @@ class Watch(Callback):
 
     def __init__(self, log, fault, state, slow):
         self.log, self.fault, self.state, self.slow = log, fault, state, slow
-        self.ids = []
 
     def on_train_begin(self, trainer):
-        trainer.train.shuffled = self._seen(trainer.train.shuffled)
         trainer.val.in_order = self._slowed(trainer.val.in_order)
+        step = type(trainer._train_step)
+        step.__call__ = self._seen(trainer, step.__call__)  # a hook for each step would forbid calls of several
 
-    def _seen(self, original):
-        def shuffled(*arguments, **options):
-            for x, y in original(*arguments, **options):
-                self.ids.append(x[:, 0].int().tolist())
-                yield x, y
+    def _seen(self, trainer, original):
+        def call(step, call, sums, number, rates):
+            applied = original(step, call, sums, number, rates)
+            taken = trainer.batch // trainer.options.accumulate
+            for ahead, window in enumerate(call if isinstance(call, Rows) else [call], 1):
+                ids = [i for x, _ in window for i in x[:, 0].int().tolist()]
+                self.log("step", number + ahead, "window", trainer.epoch, taken + ahead, *ids)
+            return applied
 
-        return shuffled
+        return call
 
     def _slowed(self, original):
         def in_order():
@@ -107,15 +111,7 @@ class Watch(Callback):
 
     def on_epoch_begin(self, trainer):
         self.fault.phase = "save"
-        self.ids.clear()
         self.log("epoch", trainer.epoch)
-
-    def on_step_end(self, trainer):
-        taken = -(-trainer.batch // trainer.options.accumulate)
-        count = (trainer.batch - 1) % trainer.options.accumulate + 1 if trainer.batch else 0
-        ids = [i for batch in self.ids[:count] for i in batch]
-        del self.ids[:count]
-        self.log("step", trainer.step, "window", trainer.epoch, taken, *ids)
 
     def on_evaluate_begin(self, trainer):
         self.log("evaluate", trainer.epoch)
