@@ -1,5 +1,6 @@
 """A step as one graph trains what eager steps train: for every optimizer, for models with norms, masks and windows."""
 
+import random
 import warnings
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 import fitkit
 from fitkit.engine import whole_step
 from fitkit.engine.devices import check_compile
+from fitkit.engine.private import NoGraph, compile_graph
 from fitkit.errors import SpecError
 from fitkit.parts.optimizers import optimizers
 from fitkit.session import run
@@ -209,12 +211,14 @@ class Breaks(nn.Module):
 
 
 def test_a_module_that_is_no_graph_says_where_and_trains_the_same():
+    def train(compiled):
+        torch.manual_seed(0)
+        spec = {"fit": {"epochs": 2, "batch_size": 13, "device": "cpu", "compile": compiled}}
+        return fitkit.Model(Breaks()).fit(spec, data={"train": (X, Y)})
+
     with pytest.warns(UserWarning, match=r"cannot be one graph, .*test_whole_step.py:\d+"):
-        history = fitkit.Model(Breaks()).fit(
-            {"fit": {"epochs": 2, "batch_size": 13, "device": "cpu", "compile": True}}, data={"train": (X, Y)}
-        )
-    eager = fitkit.Model(Breaks()).fit
-    assert len(history) == 2 and eager is not None
+        history = train(True)
+    assert history["loss"] == pytest.approx(train(False)["loss"], rel=1e-6)
 
 
 class Counts(nn.Module):
@@ -247,3 +251,21 @@ def test_a_module_that_changes_itself_is_not_frozen_into_a_graph():
         compiled = train(True)
     assert compiled.model.calls == eager.model.calls == 41
     assert furthest(compiled.model, eager.model) <= 1e-5
+
+
+def test_torch_s_cache_is_never_asked_with_a_number_that_the_seed_decides(monkeypatch):
+    drawn = []
+
+    def compiler(function, **options):
+        drawn.append(random.random())
+        raise NotImplementedError
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    for _ in range(2):
+        random.seed(5)
+        with pytest.raises(NoGraph):
+            compile_graph(len, (), guarded=True)
+    assert drawn[0] != drawn[1]
+    after = random.random()
+    random.seed(5)
+    assert after == random.random(), "compilation moved the stream of random numbers"

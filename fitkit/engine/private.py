@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import random
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import IOBase
@@ -12,6 +14,8 @@ from typing import Any
 
 import torch
 from torch.optim import optimizer as _module
+
+from fitkit.engine.seeds import kept_random_state
 
 
 def tell_deaths_when_asked(iterator: Any) -> None:
@@ -87,7 +91,17 @@ def _settings() -> Iterator[None]:
     from fitkit.engine.scalars import OnceComputed  # which imports the compiler
 
     inductor = {"cpp_wrapper": True, "post_grad_custom_post_pass": OnceComputed()}
-    with torch._dynamo.config.patch(trace_autograd_ops=True), torch._inductor.config.patch(inductor):
+    with (
+        torch._dynamo.config.patch(trace_autograd_ops=True),
+        torch._inductor.config.patch(inductor),
+        warnings.catch_warnings(),
+        kept_random_state(),
+    ):
+        # Where torch can make no key for its cache it draws one from `random`, which a fit has seeded: another graph
+        # would be found under it.
+        random.seed()
+        # Gradients are traced in anomaly mode, which has this to say of a signal that ends it.
+        warnings.filterwarnings("ignore", "Error detected in ")
         yield
 
 
