@@ -48,7 +48,9 @@ class Checkpoints:
         """Tell whether a checkpoint should be written after this step."""
         if self.every_steps is not None:
             now_at = trainer.step + trainer.skipped_steps
-            before, self.seen = now_at - 1 if self.seen is None else self.seen, now_at
+            if self.seen is None:  # the first call of this process: it began where a checkpoint was taken, or at 0
+                self.seen = 0 if trainer.checkpoint is None else checkpoint.step_of(trainer.checkpoint)
+            before, self.seen = self.seen, now_at
             return now_at // self.every_steps > before // self.every_steps
         return now >= self.due_at
 

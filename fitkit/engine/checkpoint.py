@@ -41,6 +41,11 @@ class Checkpoint:
     state: Mapping[str, Any]
 
 
+def step_of(path: Path) -> int:
+    """Return the step at which a checkpoint was taken, by its name."""
+    return int(path.name.removeprefix("step-"))
+
+
 def write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
     """Write one checkpoint as a whole, then remove all but the newest two.
 

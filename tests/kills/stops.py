@@ -71,7 +71,7 @@ def stops(workload, count, seed, place, slot=None):
             done, worst = done + 1, max(worst, lost)
         with slot:
             trial.go_through()
-        whole.compare(trial)
+        whole.compare(trial, stopped=True)
     return done, worst
 
 
