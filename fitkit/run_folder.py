@@ -200,9 +200,11 @@ def environment(trainer: Any, command: str | None) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.release()}",  # platform.platform() starts a process, uname
         "device": str(device),
         "device_name": name,
-        "threads": torch.get_num_threads(),
+        "threads": trainer.tier.threads or torch.get_num_threads(),
         "precision": str(precision).removeprefix("torch."),
-        "compiled": trainer.options.compile is True,
+        "compiled": trainer.tier.compiles,
+        "compiled_from_epoch": trainer.tier.first if trainer.tier.compiles else None,
+        "compiled_or_not_because": trainer.tier.why,
         "command": command or " ".join(sys.argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

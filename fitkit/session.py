@@ -167,7 +167,7 @@ def find_changes(folder: Path, trainer: Trainer, data: Mapping[str, str], allowe
 
     Raises SpecError unless all of them are allowed, and are such as a run can be gone on with.
     """
-    now = {"torch": str(torch.__version__), "threads": torch.get_num_threads(), **data}
+    now = {"torch": str(torch.__version__), "threads": trainer.tier.threads or torch.get_num_threads(), **data}
     environment = run_folder.read_environment(folder)
     asked = [reader.read_text(text).plain() for text in (run_folder.read_resolved(folder), trainer.spec.to_yaml())]
     then = {**asked[0], **{name: environment[name] for name in environment if name in now or name.startswith("data_")}}

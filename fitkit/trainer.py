@@ -35,8 +35,9 @@ from fitkit.engine.monitor import Monitor
 from fitkit.engine.seeds import seed_epoch
 from fitkit.engine.signals import Interrupted
 from fitkit.engine.step import Evaluator, Objective, Sums, TrainStep, all_finite, explained
+from fitkit.engine.tier import choose_tier
 from fitkit.engine.weights import save, snapshot
-from fitkit.engine.whole_step import WholeStep, steps_a_call
+from fitkit.engine.whole_step import WholeStep
 from fitkit.errors import DataError, FitkitError, TrainingError
 from fitkit.history import History
 from fitkit.parts.callback import Callback, overridden
@@ -88,6 +89,7 @@ class Trainer:
     card: Mapping[str, Any] = field(default_factory=dict)  # what a weights file says about the model
     spec: Any = None  # the Spec with every default filled in, if there is one
     recipe: Any = None  # what shapes a compiled step, where it is known: such steps are kept for other runs
+    flops: float | None = None  # floating-point operations of a sample's forward pass, where they were counted
     notes: str = ""  # what the build found worth printing once: class counts a part
     keeper: Keeper | None = None  # writes checkpoints
     resume: Callable[[Trainer], None] | None = None  # puts the trainer where a checkpoint was taken, after train_begin
@@ -120,29 +122,32 @@ class Trainer:
         self.sums = Sums(self.objective.metrics, self.device)  # of the epoch under way
         self._micro = MicroBatches(self.model, self.options)
         self._hooks = {name: overridden(self.callbacks, f"on_{name}") for name in HOOKS}  # an empty hook costs nothing
-        self._train_step = self._make_step()
-        small = isinstance(self._train_step, WholeStep) and self._train_step.steps > 1  # quicker than its compilation
-        compiled = self.options.compile is True and not small
-        self._evaluator = Evaluator(self.model, self.objective, self._micro, compile=compiled)
-
-    def _make_step(self) -> TrainStep | WholeStep:
-        options = self.options
+        self.tier = choose_tier(
+            self.options,
+            self.model,
+            self.train,
+            device=self.device,
+            flops=self.flops,
+            whole=WholeStep.can(self.options, self.device, self.scaler),
+            watched=bool(self._hooks["step_end"]),
+            total=self.total_steps,
+            may_stop=any(callback.may_stop for callback in self.callbacks),
+        )
         step = TrainStep(
             self.model,
             self.objective,
             self.optimizer,
             self._micro,
             seed=self.seed,
-            accumulate=options.accumulate,
-            clip_norm=options.clip_norm,
+            accumulate=self.options.accumulate,
+            clip_norm=self.options.clip_norm,
             scaler=self.scaler,
         )
-        if options.compile is not True:
-            return step
-        if WholeStep.can(options, self.device, self.scaler):
-            return WholeStep(step, 1 if self._hooks["step_end"] else steps_a_call(self.model, self.train), self.recipe)
-        step.compile_forward()
-        return step
+        whole = self.tier.compiles == "whole steps"
+        self._train_step = WholeStep(step, self.tier, self.recipe) if whole else step
+        if self.tier.compiles == "model and loss":
+            step.compile_forward()
+        self._evaluator = Evaluator(self.model, self.objective, self._micro, compile=self.tier.compiles_evaluation)
 
     def _call(self, hook: str) -> None:
         for method in self._hooks[hook]:
@@ -180,10 +185,9 @@ class Trainer:
 
     @property
     def compiled(self) -> str:
-        """What is compiled: "whole steps", "model and loss", or "" where all is eager."""
-        if isinstance(self._train_step, WholeStep) and not self._train_step.refused:
-            return "whole steps"
-        return "model and loss" if self.options.compile is True else ""
+        """What is compiled, or will be: "whole steps", "model and loss", or "" where all is eager."""
+        refused = isinstance(self._train_step, WholeStep) and self._train_step.refused
+        return self.tier.without_graphs if refused else self.tier.compiles
 
     def __str__(self) -> str:
         """Show the plan: what will run on what, for how long."""
@@ -195,11 +199,10 @@ class Trainer:
         size = sum(p.numel() for p in self.model.parameters())
         precision = str(self.objective.precision or next(self.model.parameters()).dtype).removeprefix("torch.")
         steps = f"{self.total_steps:,} steps" if self.total_steps else "no end in steps"
-        compiled = f"{self.compiled} compiled" if self.compiled else "eager"
         return (
             f"samples: {', '.join(counts) or 'not known'}; batches of {self.train.batch_size}, {steps}\n"
             f"model: {type(self.model).__name__}, {size:,} parameters; {type(self.optimizer).__name__}; "
-            f"{self.device.type}, {precision}, {compiled}" + (f"\n{self.notes}" if self.notes else "")
+            f"{self.device.type}, {precision}\n{self.tier}" + (f"\n{self.notes}" if self.notes else "")
         )
 
     def stop(self, reason: str) -> None:
@@ -223,7 +226,7 @@ class Trainer:
         self.model.zero_grad()  # gradients that it brings along are no part of the first step
         if not self.model.training:  # a module that was loaded for prediction; parts frozen in eval mode stay so
             self.model.train()
-        with run_settings(self.options, self.device):
+        with run_settings(self.options, self.device, self.tier.threads):
             self._call("train_begin")
             if self.resume is not None:
                 self.resume(self)

@@ -171,6 +171,24 @@ def test_steps_together_are_the_same_steps_and_the_next_run_starts_compiled(cach
     assert not same(bits(first), bits(other))
 
 
+@pytest.mark.parametrize("together", [1, 4])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_windows_from_any_place_are_the_rest_of_the_epoch(accumulate, together):
+    spec = {"fit": {"batch_size": 4, "accumulate": accumulate, "device": "cpu", "compile": True}}
+    trainer = fitkit.build(spec, model=nn.Linear(2, 3), data={"train": (torch.randn(51, 2), Y[:51])})  # 13 batches
+    step = trainer._train_step
+    step.steps = together
+
+    def rows(start):
+        calls = list(step.windows(trainer.train, 1, start, None))
+        return sum(map(len, calls)), [row for call in calls for row in call.rows.tolist()]
+
+    batches, whole = rows(0)
+    assert batches == trainer.train.per_epoch == 13 and sorted(whole) == list(range(51))
+    for taken in [*range(0, 13, accumulate), 13]:
+        assert rows(taken) == (13 - taken, whole[4 * taken :])
+
+
 def test_a_killed_run_takes_the_same_calls_and_ends_in_the_same_bits(tmp_path):
     class Killed(BaseException):
         pass

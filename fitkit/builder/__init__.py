@@ -156,6 +156,7 @@ def finish(begun: Outline, out: Path | None, callbacks: Sequence[Callback] = ())
         out=out,
         spec=dataclasses.replace(spec, fit=_with_epochs(spec)),
         recipe=make_recipe(begun, bound),
+        flops=bound.flops,
         notes=prepared.counts,
     )
     _check_monitors(trainer, spec, callbacks)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fitkit.builder.data import Prepared
 from fitkit.builder.tables import TABLES, default
@@ -145,6 +146,7 @@ class Bound:
     spec: Spec  # with loss and metrics as used
     class_dim: int  # where the classes stand in the model's output
     squeezed: bool  # whether its one output a sample is compared without the last dimension
+    flops: float  # floating-point operations of a sample's forward pass, as far as torch counts them
 
 
 def make_objective(
@@ -158,7 +160,8 @@ def make_objective(
     x, y = prepared.first
     nothing: Any = None
     objective = Objective(nothing, nothing, nothing, (), prepared.transform, precision)
-    output = try_model(objective, model, x)
+    with FlopCounterMode(display=False) as counter:
+        output = try_model(objective, model, x)
     ignore = ignored(loss)
     try:
         align = make_align(contract.kind, output, y, squeeze=ours, ignore_index=ignore)
@@ -188,6 +191,7 @@ def make_objective(
         replace(spec, loss=loss, metrics=metrics),
         class_dim=-1 if last or contract.kind != "classes" else 1,
         squeezed=contract.kind != "classes" and output.ndim > y.ndim,
+        flops=counter.get_total_flops() / len(x),
     )
 
 

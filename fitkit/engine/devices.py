@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -31,13 +33,20 @@ def choose_device(asked: str) -> torch.device:
 
 
 def check_compile(asked: object) -> None:
-    """Raise SpecError where torch.compile cannot work: its C++ commands do not quote the path of torch itself."""
-    if asked is True and any(c.isspace() for c in torch.__file__):
-        message = (
-            f"torch.compile does not work from a folder whose path holds a space ({torch.__path__[0]}). Make the "
-            "environment elsewhere, or write auto."
-        )
-        raise SpecError(Fault(message, "fit.compile"))
+    """Raise SpecError where torch.compile is asked for and cannot work."""
+    if asked is True and (why := can_compile()):
+        raise SpecError(Fault(f"{why}; or write auto.", "fit.compile"))
+
+
+def can_compile() -> str:
+    """Return why torch.compile cannot work here, or nothing."""
+    # Its C++ commands do not quote the path of torch itself.
+    if any(c.isspace() for c in torch.__file__):
+        return f"torch.compile does not work from a folder whose path holds a space ({torch.__path__[0]})"
+    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    if shutil.which(os.environ.get("CXX", usual)) is None:
+        return f"torch.compile needs a C++ compiler, {usual} or what CXX names, and it is not installed"
+    return ""
 
 
 def choose_precision(asked: str, device: torch.device, dtype: torch.dtype = torch.float32) -> torch.dtype | None:
@@ -59,13 +68,15 @@ def choose_precision(asked: str, device: torch.device, dtype: torch.dtype = torc
 
 
 @contextlib.contextmanager
-def run_settings(options: FitOptions, device: torch.device) -> Iterator[None]:
+def run_settings(options: FitOptions, device: torch.device, threads: int | None = None) -> Iterator[None]:
     """Hold the global settings of a fit while it runs, then put back what was there, the random state included."""
     was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark = torch.backends.cudnn.benchmark
+    benchmark, many = torch.backends.cudnn.benchmark, torch.get_num_threads()
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), kept_random_state():
         try:
+            if threads is not None:
+                torch.set_num_threads(threads)
             if options.deterministic:
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses to be deterministic
                 torch.use_deterministic_algorithms(True)
@@ -74,3 +85,4 @@ def run_settings(options: FitOptions, device: torch.device) -> Iterator[None]:
         finally:
             torch.use_deterministic_algorithms(was[0], warn_only=was[1])
             torch.backends.cudnn.benchmark = benchmark
+            torch.set_num_threads(many)

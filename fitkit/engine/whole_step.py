@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fitkit.engine.batches import ArrayBatches, Batch, Batches
 from fitkit.engine.graph import Parts, step_on_batches, steps_on_rows
@@ -25,12 +25,11 @@ from fitkit.engine.private import Graph, NoGraph, compile_graph
 from fitkit.engine.seeds import order, seed_step
 from fitkit.engine.step import Rates, Sums, TrainStep
 from fitkit.engine.store import Store
+from fitkit.engine.tier import Tier
 from fitkit.engine.updates import updates_of
 from fitkit.spec.options import FitOptions
 
 MOST_GRAPHS = 8
-STEPS_A_CALL = 4  # with more, compilation takes longer and steps hardly less
-SMALL_WORK = 2e7  # floating-point operations a step: about a millisecond
 
 
 @dataclass(frozen=True)
@@ -51,17 +50,20 @@ class Rows:
 
 
 class WholeStep:
-    """Steps as graphs, `steps` of them a call, where torch can make one; else as `eager` takes them.
+    """Steps as graphs, `tier.steps` of them a call, where torch can make one; else as `eager` takes them.
 
     The first step of a fit is eager, since optimizers make their state in it. Why there are no graphs is said once, as
     a warning, and `refused` holds it; then model and loss alone are compiled.
+
+    Before epoch `tier.first` all steps are eager.
 
     With a `recipe`, plain values that say all that shapes the graphs, they are looked for in the user's cache first,
     and kept there; else their guards are checked once an epoch.
     """
 
-    def __init__(self, eager: TrainStep, steps: int, recipe: Any = None) -> None:
-        self.eager, self.steps = eager, steps
+    def __init__(self, eager: TrainStep, tier: Tier, recipe: Any = None) -> None:
+        self.eager, self.tier, self.steps = eager, tier, tier.steps
+        self.begun = False  # the epoch is one of those whose steps are compiled
         self.store = None if recipe is None else Store(recipe)
         self.graphs: dict[Any, list[Graph]] = {}
         self.trusted: dict[Any, Graph] = {}  # whose guards held in this epoch
@@ -93,13 +95,14 @@ class WholeStep:
 
     def windows(self, train: Batches, epoch: int, start: int, left: int | None) -> Iterator[Rows | Sequence[Batch]]:
         """Cut an epoch from batch `start` on into calls, for at most `left` steps."""
-        if not isinstance(train, ArrayBatches):
+        self.begun = epoch >= self.tier.first
+        if not isinstance(train, ArrayBatches) or not self.begun:
             yield from self.eager.windows(train, epoch, start, left)
             return
         rows = order(train.rows, self.eager.seed, epoch)
         size = train.batch_size * self.eager.accumulate
         full, every = len(rows) // size, -(-len(rows) // size)
-        at = start // self.eager.accumulate
+        at = -(-start // self.eager.accumulate)  # behind the last window, which may hold fewer batches
         end = every if left is None else min(every, at + left)
         while at < end:
             steps = self.steps if at % self.steps == 0 and at + self.steps <= min(full, end) else 1
@@ -110,7 +113,7 @@ class WholeStep:
         """Take the steps of a call, from step `number` on; return how many were applied."""
         steps = window.steps if isinstance(window, Rows) else 1
         graph = None
-        if number > 0 and not self.refused:
+        if number > 0 and self.begun and not self.refused:
             lrs = torch.tensor([rates(i) for i in range(steps)], dtype=torch.float64, device=self.eager.device)
             graph, inputs = self._graph(window, lrs)
         if graph is None:
@@ -190,8 +193,11 @@ class WholeStep:
 
     def _refuse(self, why: str) -> None:
         self.refused = why
-        self.eager.compile_forward()
-        warnings.warn(f"a training step cannot be one graph, so model and loss alone are compiled: {why}", stacklevel=2)
+        instead = "the steps stay eager"
+        if self.tier.without_graphs:
+            self.eager.compile_forward()
+            instead = "model and loss alone are compiled"
+        warnings.warn(f"a training step cannot be one graph, so {instead}: {why}", stacklevel=2)
 
 
 def _later(rates: Rates, ahead: int, more: int) -> Sequence[float]:
@@ -214,12 +220,3 @@ def signature(step: TrainStep, batches: Any) -> str:
         said.append((tensor.requires_grad, tensor.shape, tensor.dtype, tensor.stride(), entries))
     said += [[(k, v) for k, v in g.items() if k not in ("params", "lr")] for g in step.optimizer.param_groups]
     return hashlib.sha256(repr(said).encode()).hexdigest()
-
-
-def steps_a_call(model: nn.Module, train: Batches) -> int:
-    """Return how many steps share a call: several where a step is so little work that calling it is half of it."""
-    if any(isinstance(module, nn.modules.conv._ConvNd | nn.RNNBase) for module in model.modules()):
-        return 1
-    positions = train.batch_size * (len(train.span) - 1 or 1 if isinstance(train, ArrayBatches) else 1)
-    work = 6 * positions * sum(parameter.numel() for parameter in model.parameters())
-    return STEPS_A_CALL if work <= SMALL_WORK else 1

@@ -6,6 +6,7 @@ import atexit
 import multiprocessing.connection
 import multiprocessing.util  # its own function for the exit is registered here, and so runs after ours
 import signal
+import sys
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
@@ -50,12 +51,19 @@ class StartWorker:
         for name in STOPS:
             signal.signal(name, _leave_to_parent)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+        sys.excepthook = _unless_parent_left
         if self.own is not None:
             self.own(number)
 
 
 def _leave_to_parent(number: int, frame: Any) -> None:
     """Do nothing: a signal to the whole group must not take the samples away from a process that saves its state."""
+
+
+def _unless_parent_left(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Report an error, but not what Python's sharing of tensors meets when the parent leaves while it takes one."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 @atexit.register  # runs after torch has waited for its workers, and before Python waits for them without end

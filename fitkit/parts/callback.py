@@ -114,6 +114,7 @@ class Callback:
 
     remembers: tuple[str, ...] = ()
     writes_files = False  # whether it needs a run folder
+    may_stop = False  # whether it may end the fit before its last epoch
 
     def on_train_begin(self, trainer: TrainerLike) -> None:
         """Run once before the first epoch, when model, optimizer and columns are known; start the memory here."""

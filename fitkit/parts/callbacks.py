@@ -36,6 +36,8 @@ class EarlyStopping(Monitor):
     `baseline`, only values better than it are improvements.
     """
 
+    may_stop = True
+
     def __init__(
         self,
         *,

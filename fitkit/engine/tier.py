@@ -1,0 +1,114 @@
+"""How steps are taken: eagerly or as graphs, several a call or one, on how many threads.
+
+The choice is a function of what is declared (model, data, length of the run) and never of a clock: a spec trains the
+same bits whenever it is started, and a resumed run goes on as it began.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fitkit.engine.batches import ArrayBatches, Batches
+from fitkit.engine.devices import can_compile
+from fitkit.spec.options import FitOptions
+
+STEPS_A_CALL = 8  # with more, compilation takes longer and steps hardly less
+SMALL_WORK = 2e7  # floating-point operations a step: about a millisecond
+# Steps of a small network after which compilation has paid for itself. Both what is saved and what it costs are mostly
+# Python, one for each operation of the network, so their quotient depends little on network or machine.
+BREAK_EVEN_STEPS = 60_000
+
+
+@dataclass(frozen=True)
+class Tier:
+    """How the steps of a fit are taken.
+
+    compiles: "whole steps", "model and loss", or "" where all is eager.
+    first: the first epoch whose steps are compiled.
+    steps: how many share a call, where they are whole graphs.
+    threads: how many torch may use; None for what it is set to.
+    why: one line.
+    asked: whether the spec says so: then what can be compiled is, whether it pays or not.
+    """
+
+    compiles: str
+    first: int
+    steps: int
+    threads: int | None
+    why: str
+    asked: bool = False
+
+    @property
+    def without_graphs(self) -> str:
+        """What is compiled instead, where it turns out that whole steps cannot be graphs."""
+        return "model and loss" if self.asked else ""
+
+    @property
+    def compiles_evaluation(self) -> bool:
+        """Whether evaluation is compiled too: one of a small model is over before that."""
+        return bool(self.compiles) and (self.compiles != "whole steps" or self.steps == 1)
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        since = f" from epoch {self.first:,} on" if self.first > 1 else ""
+        return f"steps: {f'{self.compiles} compiled' if self.compiles else 'eager'}{since}: {self.why}"
+
+
+def choose_tier(
+    options: FitOptions,
+    model: nn.Module,
+    train: Batches,
+    *,
+    device: torch.device,
+    flops: float | None,
+    whole: bool,
+    watched: bool,
+    total: int | None,
+    may_stop: bool,
+) -> Tier:
+    """Return how the steps of a run are taken.
+
+    Args:
+        flops: floating-point operations of a sample's forward pass, None where they were not counted.
+        whole: whether whole steps can be graphs here.
+        watched: whether a callback looks at every step, so that each is a call of its own.
+        total: steps of the run, None where only time ends it.
+        may_stop: whether a callback may end it earlier.
+    """
+    small = device.type == "cpu" and work_of(model, train, flops) <= SMALL_WORK
+    long = any(isinstance(module, nn.modules.conv._ConvNd | nn.RNNBase) for module in model.modules())
+    steps = STEPS_A_CALL if small and not long and not watched else 1
+    if options.compile == "auto":
+        first, why = 1, _why_not(train, steps, whole)
+        pays = f"the {BREAK_EVEN_STEPS:,} from which compilation pays"
+        if not why and total is not None and total < BREAK_EVEN_STEPS:
+            why = f"{total:,} steps are fewer than {pays}"
+        if why:
+            return Tier("", 1, 1, 1 if small else None, why)
+        why = f"there are more steps than {pays}"
+        if total is None or may_stop:  # it may end any time: what was taken so far may come once more
+            each = train.per_epoch or 1
+            first, why = -(-BREAK_EVEN_STEPS * options.accumulate // each) + 1, f"that is after {pays}"
+    else:
+        first, why = 1, f"fit.compile is {str(options.compile).lower()}"
+    compiles = "whole steps" if whole else "model and loss"
+    return Tier(compiles if options.compile else "", first, steps, 1 if small else None, why, options.compile is True)
+
+
+def _why_not(train: Batches, steps: int, whole: bool) -> str:
+    """Return why compilation cannot pay, however long the run is; nothing where it may."""
+    if not whole:
+        return "steps on this device, in this precision or with out_of_memory: halve are no graphs"
+    if steps == 1 or not isinstance(train, ArrayBatches):
+        return "a step is more than small calls, which compilation would save"
+    return can_compile()
+
+
+def work_of(model: nn.Module, train: Batches, flops: float | None) -> float:
+    """Return the floating-point operations of a batch's forward and backward pass, at least as far as one can tell."""
+    positions = len(train.span) - 1 or 1 if isinstance(train, ArrayBatches) else 1
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    return 3 * train.batch_size * max(2.0 * positions * weights, flops or 0.0)  # not all operations are counted
