@@ -13,6 +13,7 @@ import mmap
 import os
 import stat
 import sys
+import weakref
 from collections.abc import Iterable
 from io import BufferedReader
 from pathlib import Path
@@ -156,12 +157,13 @@ class MappedFile:
     """
 
     def __init__(self, file: BufferedReader, path: str, begin: int = 0, *, times: bool = True) -> None:
-        self.file = os.fdopen(os.dup(file.fileno()), "rb")  # of its own: the caller closes theirs
+        self.handle = os.dup(file.fileno())  # of its own: the caller closes theirs
+        weakref.finalize(self, os.close, self.handle)
         self.path, self.begin, self.times = path, begin, times
         self.before = self._state()
 
     def _state(self) -> tuple[int, ...]:
-        found = os.fstat(self.file.fileno())
+        found = os.fstat(self.handle)
         return (found.st_size, found.st_mtime_ns) if self.times else (found.st_size,)
 
     def refuse_change(self) -> None:
@@ -177,13 +179,13 @@ class MappedFile:
     def view(self) -> mmap.mmap:
         """Return the whole file as bytes that cannot be written to."""
         # Shared and without the right to write: a private map that could be written to counts as memory that is taken.
-        return mmap.mmap(self.file.fileno(), self.before[0], flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+        return mmap.mmap(self.handle, self.before[0], flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
 
     def expect(self, starts: Iterable[int], length: int) -> None:
         """Tell the system that so many bytes at each of these places (from `begin`) will be read: it fetches them."""
         if sys.platform == "linux":
             for start in starts:
-                os.posix_fadvise(self.file.fileno(), self.begin + start, length, os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(self.handle, self.begin + start, length, os.POSIX_FADV_WILLNEED)
 
 
 def mapped_file(address: int) -> MappedFile | None:

@@ -20,7 +20,7 @@ from fitkit.engine.intake import PARTS, Part, take
 from fitkit.engine.loading import LoaderBatches
 from fitkit.engine.mapped import MappedBatches
 from fitkit.engine.seeds import SPLIT, derive, kept_random_state
-from fitkit.errors import DataError
+from fitkit.errors import DataError, Fault, SpecError
 from fitkit.files import ARRAY_SHARE, too_much
 from fitkit.parts.splits import class_counts, default_split
 from fitkit.parts.transforms import Affine, default_transform
@@ -157,6 +157,8 @@ def _batches(
     if data.file is not None:
         kind = torch.int64 if data.vocabulary is not None else kind
         assert data.y is not None
+        if fault := too_much(min(size, len(data)) * data.x[0].numel() * (kind or data.x.dtype).itemsize, ARRAY_SHARE):
+            raise SpecError(Fault(f"a batch of {size:,} rows {fault}. Take a smaller one.", "fit.batch_size"))
         return MappedBatches(data.x, data.y, file=data.file, batch_size=size, device=device, dtype=kind, rows=rows)
     return ArrayBatches(
         data.x,

@@ -303,3 +303,16 @@ def reads_batches(dataset: Any) -> bool:
         return all(map(reads_batches, within.values() if isinstance(within, dict) else within))
     others = {getattr(cls, "__getitem__", None) for cls in kind.__mro__ if getattr(cls, "__getitems__", None) is batch}
     return callable(batch) and others <= {kind.__getitem__, Dataset.__getitem__, None}
+
+
+class _SeededCollate:
+    """The user's `collate_fn`, called with `random`, NumPy and torch seeded by the batch's first sample."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, read: tuple[int, list[Any]]) -> Any:
+        seed, samples = read
+        with kept_random_state():
+            seed_sample(derive(seed, SAMPLE))
+            return self.collate(samples)

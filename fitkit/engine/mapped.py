@@ -1,16 +1,14 @@
 """Batches of an array that stays in its file: a thread gathers the rows of some batches ahead, through a map.
 
-What is gathered is a function of the rows alone, so the thread changes no number. A signal waits for the step under way
-and for no read; leaving an epoch early, or by an error, ends the thread after the read under way.
+What is gathered is a function of the rows alone, so the thread changes no number. It is one thread for one read, which
+ends by itself: nothing is left over when an epoch is left early, by an error or by a signal.
 """
 
 from __future__ import annotations
 
-import itertools
+import threading
 import time
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -19,7 +17,6 @@ from fitkit.engine.batches import Batch, RowBatches
 from fitkit.files import MappedFile
 
 READ_BYTES, MOST_BATCHES = 8 << 20, 64  # that one read takes at most, if a batch is not larger
-AHEAD = 2  # reads under way or waiting to be taken
 # Beyond these a read is not one of memory. Measured on a local disk, rows of 3 kB in random order: 0.7 to 1.4 million a
 # second from the page cache, sorted no more; from the disk 7,000 page by page, and 50,000 where the system is told
 # beforehand, which costs 2 us a row.
@@ -53,20 +50,21 @@ class MappedBatches(RowBatches):
         self.waits = False  # whether the last read was one of the disk
 
     def _slices(self, rows: Tensor) -> Iterator[Batch]:
-        together = min(MOST_BATCHES, max(1, READ_BYTES // max(1, self.batch_size * self.row_bytes)))
-        waiting = iter(torch.split(rows, together * self.batch_size))
+        together = self.batch_size * max(1, READ_BYTES // max(1, self.batch_size * self.row_bytes))
+        together = min(together, self.batch_size * MOST_BATCHES)
         pinned = self.device.type == "cuda"  # elsewhere an asynchronous copy may read memory that has changed
-        thread = ThreadPoolExecutor(1, "fitkit-read")
+        ahead: _Ahead | None = None
         try:
-            reads: deque[Future[list[Batch]]] = deque()
-            reads.extend(thread.submit(self._read, part) for part in itertools.islice(waiting, AHEAD))
-            while reads:
-                batches = reads.popleft().result()
-                reads.extend(thread.submit(self._read, part) for part in itertools.islice(waiting, 1))
+            for start in range(0, len(rows), together):
+                read = ahead or _Ahead(self._read, rows[start : start + together])
+                batches = read.result()
+                following = rows[start + together : start + 2 * together]
+                ahead = _Ahead(self._read, following) if len(following) else None
                 for x, y in batches:
                     yield x.to(self.device, non_blocking=pinned), y.to(self.device, non_blocking=pinned)
         finally:
-            thread.shutdown(wait=True, cancel_futures=True)
+            if ahead is not None:
+                ahead.join()
 
     def _read(self, rows: Tensor) -> list[Batch]:  # (n,) -> (B, ...), (B, ...) a batch
         """Gather the samples with these row numbers."""
@@ -84,3 +82,28 @@ class MappedBatches(RowBatches):
         x, y = self.x.index_select(0, rows), self.y.index_select(0, rows)
         x = x if self.dtype is None else x.to(self.dtype)
         return (x.pin_memory(), y.pin_memory()) if self.device.type == "cuda" else (x, y)
+
+
+class _Ahead(threading.Thread):
+    """A read that goes on while the batches before are trained on."""
+
+    def __init__(self, read: Callable[[Tensor], list[Batch]], rows: Tensor) -> None:
+        super().__init__(name="fitkit-read")
+        self.read, self.rows = read, rows
+        self.batches: list[Batch] = []
+        self.error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Read, and keep what came of it."""
+        try:
+            self.batches = self.read(self.rows)
+        except Exception as error:  # raised where the batches are asked for
+            self.error = error
+
+    def result(self) -> list[Batch]:
+        """Wait for the read and return its batches, or raise what it raised; a signal is heard meanwhile."""
+        self.join()
+        if self.error is not None:
+            raise self.error
+        return self.batches

@@ -31,6 +31,7 @@ Task = Literal["auto", "classes", "values"]
 Pairs = dict[str, tuple[Tensor, Tensor]]  # x and y of "train", "val", "test"; of "" when they come in one piece
 
 PARTS = ("train", "val", "test")
+MOST_SIDES = 64  # of a tensor
 MOST_AT_ONCE = 4 << 20  # bytes: a table of contents of some 60,000 arrays
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 KEPT = (*FLOATS, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -80,10 +81,10 @@ def from_parts(pairs: Pairs, task: Task, name: str, file: MappedFile | None = No
     checked: Pairs = {}
     for part, (x, y) in pairs.items():
         suffix = f"_{part}" if part else ""
-        x, y = _computable(x, f"{name}: x{suffix}"), _computable(y, f"{name}: y{suffix}")
-        if len(x) != len(y):
+        y = _computable(y, f"{name}: y{suffix}")
+        if x.dim() and len(x) != len(y):  # said before all of a large x is read
             raise DataError(f"{name}: x{suffix} has {len(x)} rows, but y{suffix} has {len(y)}.")
-        checked[part] = (x, y)
+        checked[part] = (_computable(x, f"{name}: x{suffix}"), y)
     xs, ys = zip(*checked.values(), strict=True)
     _alike(xs, list(checked), f"{name}: x")
     _alike(ys, list(checked), f"{name}: y")
@@ -274,6 +275,8 @@ def _pick(path: str, names: Sequence[str], x: str, y: str) -> dict[str, tuple[st
 def _computable(values: Tensor, place: str) -> Tensor:  # (N, ...) -> (N, ...)
     if values.dim() == 0 or not values.numel():
         raise DataError(f"{place} has shape {tuple(values.shape)}: there is no sample in it.")
+    if values.dim() > MOST_SIDES:
+        raise DataError(f"{place} has {values.dim()} dimensions, and torch computes with at most {MOST_SIDES}.")
     if values.dtype in WIDER:
         wider = values.to(WIDER[values.dtype])
         if values.dtype is torch.uint64 and (wider < 0).any():

@@ -57,6 +57,8 @@ class Mapped:
             raise DataError(f"{place} has shape {shape} of {dtype}, bytes {begin:,} to {end:,}; {there:,} are there.")
         if begin % kind.itemsize:
             raise DataError(f"{place} begins at byte {begin:,}, no multiple of {kind.itemsize}. {self._save()}")
+        if shape and (fault := too_much((end - begin) // max(1, shape[0]), ARRAY_SHARE)):
+            raise DataError(f"{place}: a single row {fault}. Save smaller samples.")
         if 0 in shape:
             return torch.empty(shape, dtype=kind)
         return self.bytes[begin:end].view(kind).view(shape)
