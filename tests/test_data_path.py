@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch.utils.data import DataLoader, Dataset, StackDataset, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, StackDataset, Subset
 
 import fitkit
 from fitkit import data as data_module
@@ -111,6 +111,7 @@ def test_batches_of_a_map_are_those_of_the_memory_from_any_start(start, waits, f
     monkeypatch.setattr(mapped, "ROW_SECONDS", -1.0 if waits else 1.0)
     rows = torch.arange(0, ROWS, 2)
     data, batches = on_disk(folder, batch_size=4, rows=rows)
+    batches.large = True
     memory = ArrayBatches(data.x.clone(), data.y, batch_size=4, rows=rows)
     for one, other in ((batches.shuffled(3, 2, start), memory.shuffled(3, 2, start)), (batches.in_order(),) * 2):
         for (x, y), (x_memory, y_memory) in zip(one, other if other is not one else memory.in_order(), strict=True):
@@ -246,12 +247,12 @@ def anonymous_bytes():
 @pytest.mark.parametrize(("read", "share"), [("memory", 1.6), ("map", 0.6)])
 def test_bytes_take_their_own_size_in_memory_once_or_hardly_any(read, share, tmp_path, monkeypatch):
     monkeypatch.setattr(transforms, "CHUNK", 1 << 20)
-    rows, width = 2000, 65536
+    rows, width = 1000, 65536
     np.save(tmp_path / "x.npy", np.ones((rows, width), dtype=np.uint8) * np.arange(rows, dtype=np.uint8)[:, None])
     np.save(tmp_path / "y.npy", np.arange(rows) % 2)
     before, most = anonymous_bytes(), []
     watch = fitkit.LambdaCallback(on_step_end=lambda trainer: most.append(anonymous_bytes() - before))
-    declared = {**spec(npy(tmp_path, read), epochs=1, batch_size=16, device="cpu"), "model": [{"Linear": "outputs"}]}
+    declared = {**spec(npy(tmp_path, read), max_steps=5, batch_size=16, device="cpu"), "model": [{"Linear": "outputs"}]}
     fitkit.fit(declared, callbacks=[watch])
     assert max(most) < share * rows * width
 
@@ -558,8 +559,9 @@ def test_a_collate_fn_of_the_user_takes_what_the_batched_read_returns():
     dataset = Broken(lambda rows: (torch.ones(len(rows), 2), torch.tensor(rows)))
     loader = DataLoader(dataset, batch_size=3, collate_fn=lambda batch: batch)
     assert torch.cat([y for _, y in batches_of(loader).in_order()]).tolist() == list(range(10))
-    drawing = DataLoader(Whole(), batch_size=3, collate_fn=lambda s: (default_collate(s)[0] + torch.rand(()), None))
-    assert drawing.collate_fn is not default_collate
+    nothing = DataLoader(Noisy(), batch_size=3, collate_fn=lambda samples: None)
+    with pytest.raises(DataError, match="a batch is a NoneType"):
+        list(batches_of(nothing).in_order())
 
 
 class Process(Noisy):

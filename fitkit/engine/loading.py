@@ -7,6 +7,7 @@ number of workers.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import warnings
@@ -32,6 +33,7 @@ from fitkit.engine.seeds import BATCH, SAMPLE, derive, kept_random_state, order,
 from fitkit.engine.workers import StartWorker, fault_of_reading, fault_of_rows, start_workers
 from fitkit.errors import DataError, FitkitError, listing
 
+END = object()  # a collate_fn may return None
 KEPT = ("pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "prefetch_factor")  # of the user's loader
 
 
@@ -116,8 +118,15 @@ class LoaderBatches:
 
     def _read(self, loader: DataLoader[Any]) -> Iterator[Any]:
         """Yield what the loader does; raises DataError when the user's code fails or a worker dies."""
+        drawn = self.plan is not None and not loader.num_workers  # here, by generators that are seeded for each sample
         try:
-            yield from start_workers(loader)
+            batches = start_workers(loader)
+            while True:
+                with kept_random_state() if drawn else contextlib.nullcontext():
+                    batch = next(batches, END)
+                if batch is END:
+                    return
+                yield batch
         except Exception as error:
             self._loader = None  # its workers are gone, or stand in the middle of an epoch
             if isinstance(error, FitkitError) and not loader.num_workers:
@@ -244,8 +253,7 @@ class _Seeded(Dataset[Any]):
         self.dataset, self.name = dataset, name
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[int, list[Any]]:
-        with kept_random_state():
-            return keys[0][1], [self._read(row, seed) for row, seed in keys]
+        return keys[0][1], [self._read(row, seed) for row, seed in keys]
 
     def _read(self, row: int, seed: int) -> Any:
         seed_sample(seed)
@@ -266,9 +274,8 @@ class _Batched(Dataset[Any]):
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[int, Any]:
         rows, seed = [row for row, _ in keys], keys[0][1]
-        with kept_random_state():
-            seed_sample(seed)
-            samples = self._read(rows)
+        seed_sample(seed)
+        samples = self._read(rows)
         found = len(samples) if isinstance(samples, Sized) else None
         if self.assembled and found != len(rows):
             returned = f"a {type(samples).__name__}" if found is None else f"{found} samples"
@@ -313,6 +320,5 @@ class _SeededCollate:
 
     def __call__(self, read: tuple[int, list[Any]]) -> Any:
         seed, samples = read
-        with kept_random_state():
-            seed_sample(derive(seed, SAMPLE))
-            return self.collate(samples)
+        seed_sample(derive(seed, SAMPLE))
+        return self.collate(samples)

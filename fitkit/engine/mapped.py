@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fitkit.engine.batches import Batch, RowBatches
-from fitkit.files import MappedFile
+from fitkit.files import MappedFile, too_much
 
 READ_BYTES, MOST_BATCHES = 8 << 20, 64  # that one read takes at most, if a batch is not larger
 # Beyond these a read is not one of memory. Measured on a local disk, rows of 3 kB in random order: 0.7 to 1.4 million a
@@ -47,6 +47,8 @@ class MappedBatches(RowBatches):
         self.y: Tensor = y
         self.file, self.device, self.dtype = file, device, dtype
         self.row_bytes = x[0].numel() * x.element_size()
+        # Where all fits into the page cache, the system's own reading ahead fills it sooner than single rows do.
+        self.large = too_much(x.numel() * x.element_size()) is not None
         self.waits = False  # whether the last read was one of the disk
 
     def _slices(self, rows: Tensor) -> Iterator[Batch]:
@@ -70,7 +72,7 @@ class MappedBatches(RowBatches):
         """Gather the samples with these row numbers."""
         self.file.refuse_change()
         begun = time.perf_counter()
-        if self.waits:
+        if self.waits and self.large:
             step = self.x.stride(0) * self.x.element_size()
             self.file.expect((row * step for row in rows.tolist()), self.row_bytes)
         batches = [self._gather(part) for part in torch.split(rows, self.batch_size)]
