@@ -1,20 +1,25 @@
-"""What a source returns: arrays and what is known about them. No torch here: the fields only hold its tensors."""
+"""What a source returns: arrays and what is known about them. No torch here: only its tensors' own methods."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from fitkit.files import MappedFile
+
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Target = Literal["classes", "values"]
 
+PIECE = 1 << 24  # numbers that a check takes at a time
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Samples in memory, one tensor each for inputs and targets, in their own dtype.
+    """Samples in memory, or mapped from a file, one tensor each for inputs and targets, in their own dtype.
 
     Without `window`, row `i` of `x` (N, ...) belongs to row `i` of `y` (N, ...). With `window`, `x` is one long
     sequence of token ids (L,), and sample `i` is `x[starts[i] : starts[i] + window]` with the same window moved on
@@ -33,9 +38,48 @@ class Data:
     given_in_python: bool = False  # whole numbers in x then stay whole: only the caller's module knows what they are
     window: int | None = None
     starts: Tensor | None = None
+    file: MappedFile | None = None  # x lies in this file, and is read from there batch by batch
 
     def __len__(self) -> int:
         return len(self.x) if self.starts is None else len(self.starts)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of an array, (N, ...) and (n,) -> (n, ...), gathered a piece at a time: all at once may be too much.
+
+    It has what a transform asks of a tensor: `shape`, `dtype`, `dim`, and `split` into pieces along the rows.
+    """
+
+    x: Tensor
+    rows: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of all the rows."""
+        return (len(self.rows), *self.x.shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the array."""
+        return self.x.dtype
+
+    def dim(self) -> int:
+        """Return the number of dimensions."""
+        return self.x.dim()
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Yield the rows in pieces of `size`; the last may be smaller."""
+        rows = self.rows.to(self.x.device)
+        for start in range(0, len(rows), size):
+            yield self.x.index_select(0, rows[start : start + size])
+
+
+def pieces(x: Tensor) -> Iterator[Tensor]:
+    """Yield views of an array (N, ...) that hold so few of its rows each that a check of them takes little memory."""
+    size = max(1, PIECE // max(1, x[0].numel()))
+    for start in range(0, len(x), size):
+        yield x[start : start + size]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Opening a file to read it, so that no file can hang, flood the memory or slip in what is no plain data.
 
 Whatever is wrong is an `OSError` (the file itself) or a `ValueError` (what it holds) whose words can stand in a
-message; only `read_json`, for the files of runs, raises `CheckpointError` by itself.
+message; only `read_json`, for the files of runs, raises `CheckpointError` by itself, and `MappedFile` a `DataError`.
 """
 
 from __future__ import annotations
@@ -9,16 +9,22 @@ from __future__ import annotations
 import errno
 import json
 import math
+import mmap
 import os
 import stat
+import sys
+import weakref
+from collections.abc import Iterable
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fitkit.errors import CheckpointError, show
+from fitkit.errors import CheckpointError, DataError, show
 
 MOST_JSON_BYTES = 1 << 20  # of a file with a few values; a history and a checkpoint's state may be longer
 MOST_HEADER_BYTES = 8 << 20  # of a safetensors file: names and shapes of some 50,000 tensors, and the card
+ARRAY_SHARE = 0.5  # of the available memory that one array may take: it is copied at least once on its way to a model
+NO_FILES = ("/dev/", "/memfd:", "/SYSV")  # how the names of maps begin that lie in memory
 TORCH = ("tensors = torch.load({name}, weights_only=True)", 'safetensors.torch.save_file(tensors, {stem}.safetensors")')
 PICKLE = ('x, y = pickle.load(open({name}, "rb"))', 'numpy.savez({stem}.npz", x=x, y=y)')
 HDF5 = ('file = h5py.File({name}); x, y = file["x"][:], file["y"][:]', PICKLE[1])
@@ -116,22 +122,96 @@ def safetensors_header(path: Path | str, *, links: bool = True) -> dict[str, tup
     `ValueError` when the header is none; safetensors itself checks that the tensors lie in the file side by side.
     """
     with open_file(path, links=links) as file:
-        length = int.from_bytes(file.read(8) or b"", "little")
-        if not 2 <= length <= os.fstat(file.fileno()).st_size:
-            raise ValueError("it does not begin with the length of its header")
-        if length > MOST_HEADER_BYTES:
-            raise ValueError(f"its header has {length:,} bytes, and at most {MOST_HEADER_BYTES:,} are read")
-        header = parse_json(file.read(length).decode("utf-8"))
+        places = safetensors_places(file)
+    return {name: (dtype, shape, end - begin) for name, (dtype, shape, begin, end) in places.items()}
+
+
+def safetensors_places(file: BufferedReader) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
+    """Return the dtype, shape, first byte and end of each tensor of an open safetensors file; see `safetensors_header`.
+
+    Bytes count from the beginning of the file.
+    """
+    length = int.from_bytes(file.read(8) or b"", "little")
+    if not 2 <= length <= os.fstat(file.fileno()).st_size:
+        raise ValueError("it does not begin with the length of its header")
+    if length > MOST_HEADER_BYTES:
+        raise ValueError(f"its header has {length:,} bytes, and at most {MOST_HEADER_BYTES:,} are read")
+    header = parse_json(file.read(length).decode("utf-8"))
     if not isinstance(header, dict):
         raise ValueError("its header is no JSON object")
     header.pop("__metadata__", None)
     try:
         return {
-            name: (entry["dtype"], tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0])
+            name: (entry["dtype"], tuple(entry["shape"]), *(8 + length + int(at) for at in entry["data_offsets"][:2]))
             for name, entry in header.items()
         }
-    except (KeyError, TypeError, IndexError):
+    except (KeyError, TypeError, IndexError, ValueError):
         raise ValueError("its header does not say dtype, shape and place of each tensor") from None
+
+
+class MappedFile:
+    """A file whose bytes from `begin` on are used where they lie: a map of it is no copy.
+
+    A map shows what is written to the file later, and a read behind the end of a file that became shorter ends the
+    process (SIGBUS). `refuse_change` looks for that beforehand; between the look and the read it may still happen.
+    """
+
+    def __init__(self, file: BufferedReader, path: str, begin: int = 0, *, times: bool = True) -> None:
+        self.handle = os.dup(file.fileno())  # of its own: the caller closes theirs
+        weakref.finalize(self, os.close, self.handle)
+        self.path, self.begin, self.times = path, begin, times
+        self.before = self._state()
+
+    def _state(self) -> tuple[int, ...]:
+        found = os.fstat(self.handle)
+        return (found.st_size, found.st_mtime_ns) if self.times else (found.st_size,)
+
+    def refuse_change(self) -> None:
+        """Raise DataError if the file is no longer what it was when it was mapped, by its length and time of change."""
+        if (now := self._state()) != self.before:
+            what = (
+                f"it had {self.before[0]:,} bytes, and has {now[0]:,} now"
+                if now[0] != self.before[0]
+                else "it is newer"
+            )
+            raise DataError(f"{self.path}: this file was changed while data was read from it: {what}. Begin again.")
+
+    def view(self) -> mmap.mmap:
+        """Return the whole file as bytes that cannot be written to."""
+        # Shared and without the right to write: a private map that could be written to counts as memory that is taken.
+        return mmap.mmap(self.handle, self.before[0], flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+
+    def expect(self, starts: Iterable[int], length: int) -> None:
+        """Tell the system that so many bytes at each of these places (from `begin`) will be read: it fetches them."""
+        if sys.platform == "linux":
+            for start in starts:
+                os.posix_fadvise(self.handle, self.begin + start, length, os.POSIX_FADV_WILLNEED)
+
+
+def mapped_file(address: int) -> MappedFile | None:
+    """Return the file in which the byte at this address of memory lies; None where it is memory, or nobody tells.
+
+    The system is Linux, or nobody tells. What this process itself may write there is no change of the file.
+    """
+    try:
+        lines = Path("/proc/self/maps").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        span, _, offset, _, inode, *name = line.split(None, 5)
+        first, end = (int(number, 16) for number in span.split("-"))
+        if first <= address < end and name and name[0].startswith("/") and not name[0].startswith(NO_FILES):
+            return _same_file(name[0], int(inode), int(offset, 16) + address - first)
+    return None
+
+
+def _same_file(path: str, inode: int, begin: int) -> MappedFile | None:
+    try:
+        with open_file(path) as file:
+            same = os.fstat(file.fileno()).st_ino == inode
+            return MappedFile(file, path, begin, times=False) if same else None
+    except (OSError, ValueError):  # it may be deleted by now; its map is as good as memory then
+        return None
 
 
 def why_not(path: Path | str) -> str | None:

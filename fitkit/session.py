@@ -20,7 +20,7 @@ from fitkit.builder import assemble
 from fitkit.builder.data import Prepared
 from fitkit.changes import Change, changes, check_allowed
 from fitkit.engine import checkpoint
-from fitkit.engine.batches import ArrayBatches
+from fitkit.engine.batches import RowBatches
 from fitkit.engine.signals import on_signal
 from fitkit.errors import CheckpointError, Fault, SpecError
 from fitkit.history import History
@@ -181,7 +181,7 @@ def fingerprint(prepared: Prepared) -> dict[str, str]:
     found = {}
     for name, batches in prepared.parts.items():
         digest = hashlib.sha256()
-        if isinstance(batches, ArrayBatches):
+        if isinstance(batches, RowBatches):
             for tensor in (batches.x, batches.y, batches.rows, batches.starts):
                 if tensor is not None:
                     digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -193,5 +193,6 @@ def fingerprint(prepared: Prepared) -> dict[str, str]:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    flat = tensor.detach().contiguous().view(-1).view(torch.uint8)[:HASHED_BYTES]
+    rows = -(-HASHED_BYTES // max(1, tensor[:1].numel() * tensor.element_size()))  # more may not fit in memory
+    flat = tensor[:rows].detach().contiguous().view(-1).view(torch.uint8)[:HASHED_BYTES]
     return bytes(flat.cpu().clone().untyped_storage())

@@ -273,7 +273,7 @@ def headers(folder: Path) -> Try:
         path = str(folder / "d.safetensors")
         return (
             raw,
-            lambda: f"data {array_file.from_parts(array_file.read_safetensors(path, 'x', 'y'), 'auto', 'd').target}",
+            lambda: f"data {array_file.from_parts(array_file.read_safetensors(path, 'x', 'y')[0], 'auto', 'd').target}",
         )
 
     def of_npy(draw: random.Random) -> tuple[Any, Callable[[], str]]:
@@ -281,7 +281,7 @@ def headers(folder: Path) -> Try:
         raw = changed_bytes(raw[:128], draw) + raw[128:]
         (folder / "m.npy").write_bytes(raw)
         paths = str(folder / "m.npy"), str(folder / "y.npy")
-        return raw, lambda: f"data {array_file.from_parts(array_file.read_npy(*paths), 'auto', 'm').target}"
+        return raw, lambda: f"data {array_file.from_parts(array_file.read_npy(*paths)[0], 'auto', 'm').target}"
 
     def of_checkpoint(draw: random.Random) -> tuple[Any, Callable[[], str]]:
         name = draw.choice(("MANIFEST.json", "state.json", "state.json", *files))

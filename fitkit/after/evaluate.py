@@ -73,8 +73,10 @@ def evaluate_file(folder: Path, data: Path) -> dict[str, float]:
         table = csv_table.read_table(str(data), delimiter)
         return model.evaluate((read_x(model, data, delimiter), _target(table, target, model.card)))
     if suffix in (".npz", ".safetensors"):
-        read = array_file.read_npz if suffix == ".npz" else array_file.read_safetensors
-        pairs = read(str(data), "x", "y")
+        path = str(data)
+        pairs = (
+            array_file.read_npz(path, "x", "y") if suffix == ".npz" else array_file.read_safetensors(path, "x", "y")[0]
+        )
         if list(pairs) != [""]:
             raise DataError(f"{data}: holds several parts. Give a file with one x and one y.")
         return model.evaluate(pairs[""])

@@ -14,12 +14,14 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from fitkit.builder.duplicates import say_shared
 from fitkit.builder.tables import default
-from fitkit.data import Data, Inputs, Target
+from fitkit.data import Data, Inputs, Rows, Target
 from fitkit.engine.batches import ArrayBatches, Batch, Batches
 from fitkit.engine.intake import PARTS, Part, take
 from fitkit.engine.loading import LoaderBatches
+from fitkit.engine.mapped import MappedBatches
 from fitkit.engine.seeds import SPLIT, derive, kept_random_state
-from fitkit.errors import DataError
+from fitkit.errors import DataError, Fault, SpecError
+from fitkit.files import ARRAY_SHARE, too_much
 from fitkit.parts.splits import class_counts, default_split
 from fitkit.parts.transforms import Affine, default_transform
 from fitkit.spec.component import Component
@@ -121,10 +123,13 @@ def _split_arrays(spec: Spec, data: Data, dtype: torch.dtype, device: torch.devi
     _refuse_empty(splits, rows)
     transform = _transform(spec, data, rows["train"], dtype, device)
     placed = _placed(data, transform, dtype, device)
-    parts = {name: _batches(placed, spec, rows[name]) for name in PARTS if name in rows}
+    kind = _kind(data, transform, dtype, device)
+    parts = {name: _batches(placed, spec, rows[name], device, kind) for name in PARTS if name in rows}
     counts = class_counts(data, rows) if data.target == "classes" and data.y is not None and data.y.ndim == 1 else ""
     if data.window is None and "val" in rows:
         counts += "\n" + say_shared(data.x, rows["train"], data.x, rows["val"])
+    if data.file is not None:
+        counts += f"\nx stays in {data.file.path}, and each batch is read from there"
     return Prepared(
         parts=parts,
         data=placed,
@@ -144,11 +149,21 @@ def _refuse_empty(splits: Component, rows: Mapping[str, Tensor]) -> None:
         raise splits.error("there is no train part.")
 
 
-def _batches(data: Data, spec: Spec, rows: Tensor | None) -> ArrayBatches:
+def _batches(
+    data: Data, spec: Spec, rows: Tensor | None, device: torch.device, kind: torch.dtype | None
+) -> ArrayBatches | MappedBatches:
+    """Return batches of placed data; `kind` is the dtype that x is to have in them, None for its own."""
+    size = spec.fit.batch_size
+    if data.file is not None:
+        kind = torch.int64 if data.vocabulary is not None else kind
+        assert data.y is not None
+        if fault := too_much(min(size, len(data)) * data.x[0].numel() * (kind or data.x.dtype).itemsize, ARRAY_SHARE):
+            raise SpecError(Fault(f"a batch of {size:,} rows {fault}. Take a smaller one.", "fit.batch_size"))
+        return MappedBatches(data.x, data.y, file=data.file, batch_size=size, device=device, dtype=kind, rows=rows)
     return ArrayBatches(
         data.x,
         data.y,
-        batch_size=spec.fit.batch_size,
+        batch_size=size,
         rows=rows,
         tokens=data.vocabulary is not None,
         window=data.window,
@@ -156,17 +171,26 @@ def _batches(data: Data, spec: Spec, rows: Tensor | None) -> ArrayBatches:
     )
 
 
-def _placed(data: Data, transform: nn.Module | None, dtype: torch.dtype, device: torch.device) -> Data:
-    """Put one copy on the device: inputs that a transform converts in their own dtype, class numbers as int64.
+def _kind(data: Data, transform: nn.Module | None, dtype: torch.dtype, device: torch.device) -> torch.dtype | None:
+    """Return the dtype that x must have before the transform, or the model; None for its own.
 
     Without a transform, floats take the model's dtype, and so do whole numbers of a source: they are measurements.
     Whole numbers given in Python stay what they are.
     """
     own = transform is not None or data.vocabulary is not None
     own = own or (data.given_in_python and not data.x.is_floating_point())
-    if device.type == "mps" and data.x.dtype is torch.float64:
-        own = False
-    x = data.x.to(device, None if own else dtype)
+    return None if own and not (device.type == "mps" and data.x.dtype is torch.float64) else dtype
+
+
+def _placed(data: Data, transform: nn.Module | None, dtype: torch.dtype, device: torch.device) -> Data:
+    """Put one copy on the device: inputs that a transform converts in their own dtype, class numbers as int64.
+
+    What stays in its file stays there, and its targets on the CPU, where batches are gathered.
+    """
+    if data.file is None:
+        x = data.x.to(device, _kind(data, transform, dtype, device))
+    else:
+        x, device = data.x, torch.device("cpu")
     if data.y is None:
         return replace(data, x=x, starts=None if data.starts is None else data.starts.to(device))
     return replace(data, x=x, y=data.y.to(device, torch.int64 if data.target == "classes" else dtype))
@@ -186,11 +210,20 @@ def _transform(
         return None
     if data.vocabulary is not None:
         raise asked.error("the samples are token ids: they have no scale.")
-    made = asked.build(data.x if train is None else data.x.index_select(0, train.to(data.x.device)))
+    made = asked.build(_fitted_on(asked, data, torch.arange(len(data.x)) if train is None else train))
     if isinstance(made, Affine):
         return made.placed(device, dtype)
     module: nn.Module = made
     return module.to(device, dtype)
+
+
+def _fitted_on(asked: Component, data: Data, train: Tensor) -> Tensor | Rows:
+    """Return the training rows as a transform takes them: piece by piece, or at once for one of the user's own."""
+    if asked.entry.facts.get("in_pieces"):
+        return Rows(data.x, train)
+    if fault := too_much(len(train) * data.x[0].numel() * data.x.element_size(), ARRAY_SHARE):
+        raise asked.error(f"the training rows, all of which it is fitted on at once, {fault}. Leave it out.")
+    return data.x if len(train) == len(data.x) else data.x.index_select(0, train.to(data.x.device))
 
 
 def _given_parts(
@@ -205,9 +238,8 @@ def _given_parts(
         if isinstance(part, Data):
             if isinstance(train, Data):
                 _alike(train, part)
-            batches[name] = _batches(
-                placed if part is train and placed else _placed(part, transform, dtype, device), spec, None
-            )
+            own = placed if part is train and placed else _placed(part, transform, dtype, device)
+            batches[name] = _batches(own, spec, None, device, _kind(part, transform, dtype, device))
         else:
             batches[name] = _loader(part, spec, dtype, device, None, f"data[{name!r}]")
     rows = {name: torch.arange(len(part)) for name, part in parts.items() if isinstance(part, Data)}

@@ -10,11 +10,11 @@ CHUNK = 1 << 22
 
 
 def say_shared(x: Tensor, train: Tensor | None, other: Tensor, val: Tensor | None) -> str:
-    """Return a line that counts the rows of val that train has too, or an empty one where none is, or x is large.
+    """Return a line that counts the rows of val that train has too, or an empty one where none is, or one is large.
 
     Train is the rows `train` of x (N, ...), val the rows `val` of `other` (M, ...); None stands for all rows.
     """
-    size = x.numel() * x.element_size()
+    size = max(x.numel(), other.numel()) * x.element_size()
     if size > MOST_BYTES or not len(x) or not len(other) or x[0].numel() == 0 or x.dtype != other.dtype:
         return ""
     codes = [_codes(t if rows is None else t[rows.to(t.device)]) for t, rows in ((x, train), (other, val))]

@@ -15,7 +15,7 @@ from fitkit.builder.data import Prepared
 from fitkit.builder.tables import TABLES, default
 from fitkit.data import Target
 from fitkit.engine.align import class_dimensions, looks_like_probabilities, make_align
-from fitkit.engine.batches import ArrayBatches
+from fitkit.engine.batches import RowBatches
 from fitkit.engine.memory import is_out_of_memory, single_row
 from fitkit.engine.step import Loss, Metric, Objective, eval_mode
 from fitkit.errors import DataError, FitkitError, listing
@@ -63,7 +63,7 @@ def choose_loss(spec: Spec, target: Target, prepared: Prepared) -> Contract:
         _refuse_quantities(prepared)
     if kind in ("binary", "signs"):
         for batches in prepared.parts.values():
-            whole = batches.y if isinstance(batches, ArrayBatches) else None
+            whole = batches.y if isinstance(batches, RowBatches) else None
             _check_binary(loss, prepared.first[1] if whole is None else whole)
     return Contract(loss, kind)
 
@@ -262,7 +262,7 @@ def _check_output(loss: Component, output: Tensor, layers: Any, model: nn.Module
 def check_labels(prepared: Prepared, classes: int, ignore: int | None, loss: Component) -> None:
     """Raise DataError naming the first row whose class number the model has no output for."""
     for part, batches in prepared.parts.items():
-        if not isinstance(batches, ArrayBatches) or batches.y is None:
+        if not isinstance(batches, RowBatches) or batches.y is None:
             continue
         y = batches.y.index_select(0, batches.rows)
         wrong = (y < 0) | (y >= classes)
@@ -315,7 +315,7 @@ def _bind_loss(loss: Component, output: Tensor) -> tuple[Loss, Loss]:
 
 def _class_counts(loss: Component, argument: str, prepared: Prepared, classes: int) -> Tensor:
     batches = prepared.parts["train"]
-    if not isinstance(batches, ArrayBatches) or batches.y is None:
+    if not isinstance(batches, RowBatches) or batches.y is None:
         if loss.args[argument] == "balanced":
             raise loss.error("balanced weights need the targets in memory. Give the weights as numbers.", argument)
         return torch.ones(classes)
@@ -378,7 +378,7 @@ def check_values(prepared: Prepared, loss: Component) -> None:
     """Raise DataError when a target lies where the loss has no meaning, such as a negative count."""
     limits = target_range(loss)
     for part, batches in prepared.parts.items():
-        if limits is None or not isinstance(batches, ArrayBatches) or batches.y is None:
+        if limits is None or not isinstance(batches, RowBatches) or batches.y is None:
             continue
         y = batches.y.index_select(0, batches.rows)
         for value in (float(y.min()), float(y.max())):

@@ -27,7 +27,33 @@ class Batches(Protocol):
         """Yield every sample once, in its own order."""
 
 
-class ArrayBatches:
+class RowBatches:
+    """Some rows of arrays that are at hand, (N, ...) and (N, ...), in batches; subclasses say how they are gathered.
+
+    `starts` is where each window begins, or None.
+    """
+
+    starts: Tensor | None = None
+
+    def __init__(self, x: Tensor, y: Tensor | None, rows: Tensor, batch_size: int) -> None:
+        self.x, self.y, self.rows, self.batch_size = x, y, rows, batch_size
+        self.samples: int | None = len(rows)
+        self.per_epoch: int | None = -(-len(rows) // batch_size)
+
+    def _slices(self, rows: Tensor) -> Iterator[Batch]:
+        """Yield the samples with these row numbers in batches."""
+        raise NotImplementedError
+
+    def shuffled(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of a training epoch from number `start` on; the last may be smaller."""
+        return self._slices(order(self.rows, seed, epoch)[start * self.batch_size :])
+
+    def in_order(self) -> Iterator[Batch]:
+        """Yield every sample once, in its own order."""
+        return self._slices(self.rows)
+
+
+class ArrayBatches(RowBatches):
     """Batches of arrays in memory: one copy on the device in its own dtype, gathered by index.
 
     Args:
@@ -50,11 +76,9 @@ class ArrayBatches:
         starts: Tensor | None = None,
     ) -> None:
         count = len(x) if starts is None else len(starts)
-        self.x, self.y, self.tokens = x, y, tokens
-        self.rows = torch.arange(count, device=x.device) if rows is None else rows.to(x.device)
-        self.batch_size = batch_size
-        self.samples: int | None = len(self.rows)
-        self.per_epoch: int | None = -(-len(self.rows) // batch_size)
+        rows = torch.arange(count, device=x.device) if rows is None else rows.to(x.device)
+        super().__init__(x, y, rows, batch_size)
+        self.tokens = tokens
         self.starts = None if starts is None else starts.to(x.device)
         self.span = torch.arange((window or 0) + 1, device=x.device)
 
@@ -72,11 +96,3 @@ class ArrayBatches:
         gather, size = self.gather, self.batch_size
         for start in range(0, len(rows), size):
             yield gather(rows[start : start + size])
-
-    def shuffled(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of a training epoch from number `start` on; the last may be smaller."""
-        return self._slices(order(self.rows, seed, epoch)[start * self.batch_size :])
-
-    def in_order(self) -> Iterator[Batch]:
-        """Yield every sample once, in its own order."""
-        return self._slices(self.rows)

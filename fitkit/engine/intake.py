@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fitkit.data import Data
+from fitkit.data import Data, pieces
 from fitkit.errors import DataError, listing, nearest, show
-from fitkit.files import why_not
+from fitkit.files import ARRAY_SHARE, mapped_file, too_much, why_not
 
 PARTS = ("train", "val", "test")
 MEANT = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "eval": "val", "holdout": "test"}
@@ -52,7 +53,11 @@ def _part(data: Any, name: str) -> Part:
 
 
 def arrays(x: Any, y: Any, name: str) -> Data:
-    """Return `Data` of two arrays; whole numbers in `y` are classes, real numbers are values."""
+    """Return `Data` of two arrays; whole numbers in `y` are classes, real numbers are values.
+
+    Where x is a map of a file, such as numpy.memmap, it stays one, and is read batch by batch if it is too large for
+    the memory.
+    """
     x, y = tensor(x, f"{name}: x"), tensor(y, f"{name}: y")
     if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
         raise DataError(
@@ -65,7 +70,9 @@ def arrays(x: Any, y: Any, name: str) -> Data:
     for part, values in (("x", x), ("y", y)):
         refuse_nan(values, f"{name}: {part}")
     target = "values" if y.is_floating_point() else "classes"
-    return Data(x=x, y=y, target=target, name=name, given_in_python=True)  # type: ignore[arg-type]
+    large = x.device.type == "cpu" and too_much(x.numel() * x.element_size(), ARRAY_SHARE)
+    file = mapped_file(x.data_ptr()) if large else None
+    return Data(x=x, y=y, target=target, name=name, given_in_python=True, file=file)  # type: ignore[arg-type]
 
 
 def tensor(value: Any, name: str) -> Tensor:
@@ -81,11 +88,7 @@ def tensor(value: Any, name: str) -> Tensor:
         if kind in "OUSMmVc":
             rather = "Number the classes: np.unique(y, return_inverse=True)[1]" if kind in "US" else "Encode them first"
             raise DataError(f"{name} holds {value.dtype} values: fitkit computes with numbers. {rather}.")
-        if kind == "u" and value.dtype.itemsize > 1:  # torch gathers and compares no uint16, uint32, uint64
-            value = value.astype("int64")
-        if not value.flags.writeable or any(step < 0 for step in value.strides) or not value.dtype.isnative:
-            value = value.astype(value.dtype.newbyteorder("="), copy=True)
-        return torch.from_numpy(value)
+        return _from_numpy(value, name)
     if isinstance(value, list | tuple):
         try:
             return torch.tensor(value)
@@ -94,12 +97,36 @@ def tensor(value: Any, name: str) -> Tensor:
     raise DataError(f"{name} is a {type(value).__name__}: expects a tensor or a NumPy array.")
 
 
+def _from_numpy(value: Any, name: str) -> Tensor:
+    other = None  # the dtype that torch can compute with, where it is another
+    if value.dtype.kind == "u" and value.dtype.itemsize > 1:  # torch compares no uint16, uint32, uint64
+        other = "int64"
+    elif any(step < 0 for step in value.strides) or not value.dtype.isnative:
+        other = value.dtype.newbyteorder("=")
+    if other is not None:
+        if fault := too_much(value.size * (8 if other == "int64" else value.dtype.itemsize), ARRAY_SHARE):
+            raise DataError(f"{name} is {value.dtype}, of which torch needs a copy: it {fault}. Save it as {other}.")
+        return torch.from_numpy(value.astype(other, copy=True))
+    if value.flags.writeable:
+        return torch.from_numpy(value)
+    if mapped_file(value.__array_interface__["data"][0]) is None:
+        return torch.from_numpy(value.copy())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # and nothing writes to it
+        return torch.from_numpy(value)
+
+
 def refuse_nan(values: Tensor, name: str) -> None:
     """Raise DataError naming the first row that holds a NaN or an infinity."""
-    if not values.is_floating_point() or bool(torch.isfinite(values).all()):
+    if not values.is_floating_point():
         return
-    bad = (~torch.isfinite(values)).flatten(1).any(1) if values.ndim > 1 else ~torch.isfinite(values)
-    rows = bad.nonzero().flatten()
-    count, first = len(rows), int(rows[0])
-    many = f"{count} row{'s'[: count != 1]}; the first is row {first}"
-    raise DataError(f"{name} holds NaN or infinity in {many}. Fill them in, or leave these rows out.")
+    first = count = start = 0
+    for part in pieces(values):
+        if not bool((finite := part.isfinite()).all()):
+            rows = (~finite.flatten(1)).any(1) if part.ndim > 1 else ~finite
+            first = first if count else start + int(rows.nonzero()[0])
+            count += int(rows.sum())
+        start += len(part)
+    if count:
+        many = f"{count} row{'s'[: count != 1]}; the first is row {first}"
+        raise DataError(f"{name} holds NaN or infinity in {many}. Fill them in, or leave these rows out.")

@@ -1,11 +1,13 @@
 """Batches of a `Dataset` or `DataLoader` of the user, through torch's loader.
 
 The order of an epoch is a function of (seed, epoch); what a sample's own code draws, of (seed, epoch, sample); what a
-`collate_fn` draws, of (seed, epoch, batch). None of it depends on the number of workers.
+`collate_fn`, or a `__getitems__` that reads whole batches, draws, of (seed, epoch, batch). None of it depends on the
+number of workers.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import warnings
@@ -21,14 +23,17 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     SequentialSampler,
+    StackDataset,
+    Subset,
     default_collate,
 )
 
 from fitkit.engine.batches import Batch
-from fitkit.engine.seeds import SAMPLE, derive, kept_random_state, order, seed_sample
-from fitkit.engine.workers import StartWorker, fault_of_reading, fault_of_sample, start_workers
-from fitkit.errors import DataError, FitkitError
+from fitkit.engine.seeds import BATCH, SAMPLE, derive, kept_random_state, order, seed_sample
+from fitkit.engine.workers import StartWorker, fault_of_reading, fault_of_rows, start_workers
+from fitkit.errors import DataError, FitkitError, listing
 
+END = object()  # a collate_fn may return None
 KEPT = ("pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "prefetch_factor")  # of the user's loader
 
 
@@ -36,7 +41,8 @@ class LoaderBatches:
     """One part of the data as batches that a loader reads.
 
     A loader that shuffles plainly, or goes in order, has its sampling replaced by ours; a sampler of another kind is
-    kept, and seeded. The process's own random state is left as it was.
+    kept, and seeded. A dataset with `__getitems__(rows)` reads a batch at once. The process's own random state is left
+    as it was.
     """
 
     def __init__(
@@ -74,7 +80,8 @@ class LoaderBatches:
         self.per_epoch: int | None = None
         self.plan: _Plan | None = None
         if not self.iterable:
-            self.plan = _Plan(loader, torch.arange(len(dataset)) if rows is None else rows.cpu(), self.batch_size)
+            all_rows = torch.arange(len(dataset)) if rows is None else rows.cpu()
+            self.plan = _Plan(loader, all_rows, self.batch_size, reads_batches(dataset))
             self.samples, self.per_epoch = self.plan.samples, self.plan.per_epoch
             if rows is not None and self.plan.chooses_rows:
                 raise DataError(
@@ -111,8 +118,15 @@ class LoaderBatches:
 
     def _read(self, loader: DataLoader[Any]) -> Iterator[Any]:
         """Yield what the loader does; raises DataError when the user's code fails or a worker dies."""
+        drawn = self.plan is not None and not loader.num_workers  # here, by generators that are seeded for each sample
         try:
-            yield from start_workers(loader)
+            batches = start_workers(loader)
+            while True:
+                with kept_random_state() if drawn else contextlib.nullcontext():
+                    batch = next(batches, END)
+                if batch is END:
+                    return
+                yield batch
         except Exception as error:
             self._loader = None  # its workers are gone, or stand in the middle of an epoch
             if isinstance(error, FitkitError) and not loader.num_workers:
@@ -124,7 +138,8 @@ class LoaderBatches:
         options: dict[str, Any] = {**self.options, "generator": torch.Generator()}
         if self.plan is None:
             return DataLoader(self.dataset, batch_size=self.batch_size, collate_fn=self.collate, **options)
-        seeded = _Seeded(self.dataset, self.name)
+        assembled = self.collate is default_collate
+        seeded = _Batched(self.dataset, self.name, assembled) if self.plan.whole else _Seeded(self.dataset, self.name)
         collate: Any = _SeededCollate(self.collate)
         return DataLoader(seeded, batch_sampler=self.plan, collate_fn=collate, **options)
 
@@ -145,10 +160,13 @@ def _options(loader: DataLoader[Any]) -> dict[str, Any]:
 
 
 class _Plan:
-    """A batch sampler that yields (row, seed) pairs, so that a worker knows what to seed a sample with."""
+    """A batch sampler that yields (row, seed) pairs, so that a worker knows what to seed a sample with.
 
-    def __init__(self, loader: DataLoader[Any] | None, rows: Tensor, batch_size: int) -> None:
-        self.rows, self.batch_size = rows, batch_size
+    Where batches are read as a `whole`, all rows of one have its seed.
+    """
+
+    def __init__(self, loader: DataLoader[Any] | None, rows: Tensor, batch_size: int, whole: bool) -> None:
+        self.rows, self.batch_size, self.whole = rows, batch_size, whole
         self.shuffle, self.drop_last = True, False
         self.sampler: Any = None  # of rows, where the user's is not plain
         self.batch_sampler: Any = None  # of whole batches, where the user's is not plain
@@ -192,8 +210,12 @@ class _Plan:
 
     def _keys(self) -> Iterator[list[tuple[int, int]]]:
         batches = self._drawn(self.batch_sampler) if self.batch_sampler is not None else self._cut()
-        for batch in itertools.islice(batches, self.start, None):
-            yield [(row, derive(self.seed, SAMPLE, self.epoch, row)) for row in batch]
+        for number, batch in itertools.islice(enumerate(batches), self.start, None):
+            if self.whole:
+                seed = derive(self.seed, BATCH, self.epoch, number)
+                yield [(row, seed) for row in batch]
+            else:
+                yield [(row, derive(self.seed, SAMPLE, self.epoch, row)) for row in batch]
 
     def _cut(self) -> Iterator[list[int]]:
         if self.sampler is not None:
@@ -231,8 +253,7 @@ class _Seeded(Dataset[Any]):
         self.dataset, self.name = dataset, name
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[int, list[Any]]:
-        with kept_random_state():
-            return keys[0][1], [self._read(row, seed) for row, seed in keys]
+        return keys[0][1], [self._read(row, seed) for row, seed in keys]
 
     def _read(self, row: int, seed: int) -> Any:
         seed_sample(seed)
@@ -241,7 +262,54 @@ class _Seeded(Dataset[Any]):
         except FitkitError:
             raise
         except Exception as error:
-            raise fault_of_sample(error, self.name, row) from error
+            raise fault_of_rows(error, self.name, f"row {row}") from error
+
+
+class _Batched(Dataset[Any]):
+    """A dataset that reads whole batches by its own `__getitems__`, with `random`, NumPy and torch seeded for each."""
+
+    def __init__(self, dataset: Dataset[Any], name: str, assembled: bool) -> None:
+        self.dataset, self.name = dataset, name
+        self.assembled = assembled  # torch puts the samples together; a collate_fn of the user's takes what it is given
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[int, Any]:
+        rows, seed = [row for row, _ in keys], keys[0][1]
+        seed_sample(seed)
+        samples = self._read(rows)
+        found = len(samples) if isinstance(samples, Sized) else None
+        if self.assembled and found != len(rows):
+            returned = f"a {type(samples).__name__}" if found is None else f"{found} samples"
+            raise DataError(
+                f"{self.name}: __getitems__ returned {returned} for {len(rows)} rows: it must return a list with one "
+                "sample (x, y) a row, in their order."
+            )
+        return seed, samples
+
+    def _read(self, rows: list[int]) -> Any:
+        dataset: Any = self.dataset
+        try:
+            return dataset.__getitems__(rows)
+        except FitkitError:
+            raise
+        except Exception as error:
+            raise fault_of_rows(error, self.name, f"rows {listing(map(str, rows), 4)}") from error
+
+
+def reads_batches(dataset: Any) -> bool:
+    """Tell whether a dataset's own code reads whole batches, by `__getitems__`.
+
+    torch's wrappers have that method always, and hand on to their datasets', if these have one. A class that overrides
+    `__getitem__` of one with both, and not `__getitems__`, is read by what it overrides.
+    """
+    kind = type(dataset)
+    batch: Any = getattr(kind, "__getitems__", None)
+    if batch is not None and batch is getattr(Subset, "__getitems__", None):
+        return reads_batches(dataset.dataset)
+    if batch is not None and batch is getattr(StackDataset, "__getitems__", None):
+        within = dataset.datasets
+        return all(map(reads_batches, within.values() if isinstance(within, dict) else within))
+    others = {getattr(cls, "__getitem__", None) for cls in kind.__mro__ if getattr(cls, "__getitems__", None) is batch}
+    return callable(batch) and others <= {kind.__getitem__, Dataset.__getitem__, None}
 
 
 class _SeededCollate:
@@ -252,6 +320,5 @@ class _SeededCollate:
 
     def __call__(self, read: tuple[int, list[Any]]) -> Any:
         seed, samples = read
-        with kept_random_state():
-            seed_sample(derive(seed, SAMPLE))
-            return self.collate(samples)
+        seed_sample(derive(seed, SAMPLE))
+        return self.collate(samples)

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 MASK = (1 << 64) - 1
-SPLIT, INIT, ORDER, STEP, SAMPLE = range(
-    5
-)  # what a stream is for; never renumber: the numbers are part of every result
+# What a stream is for; never renumber: the numbers are part of every result.
+SPLIT, INIT, ORDER, STEP, SAMPLE, BATCH = range(6)
 
 
 def derive(seed: int, *words: int) -> int:

@@ -74,11 +74,11 @@ def _end_stuck_workers() -> None:
         process.kill()
 
 
-def fault_of_sample(error: Exception, name: str, row: int) -> DataError:
-    """Return what to say when reading a sample failed: its row, and the last line of the traceback with its place."""
+def fault_of_rows(error: Exception, name: str, rows: str) -> DataError:
+    """Return what to say when reading samples failed: their rows, and the last line of the traceback with its place."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{frame.filename}:{frame.lineno}, in {frame.name}"
-    return DataError(f"{name}: reading row {row} failed: {type(error).__name__}: {error} ({where}).")
+    return DataError(f"{name}: reading {rows} failed: {type(error).__name__}: {error} ({where}).")
 
 
 def fault_of_reading(error: Exception, name: str, loader: DataLoader[Any]) -> DataError:

@@ -1,6 +1,8 @@
 """Arrays in files, and the checks that arrays pass before they are data: finite, of one length, labels from 0 to C-1.
 
 .npy .npz .safetensors  --read-->  {"train": (x, y), …} or {"": (x, y)}  --from_parts-->  Data
+
+x of a .npy or safetensors file may be left where it is (`read`), y is always in memory.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from fitkit.data import Data
+from fitkit.data import Data, pieces
 from fitkit.errors import DataError, listing
-from fitkit.files import safetensors_header, too_much
+from fitkit.files import MappedFile, safetensors_places
 from fitkit.parts.input_file import open_data
+from fitkit.parts.mapped_file import Mapped, Read, is_to_be_mapped, joined
 
 if TYPE_CHECKING:
     import numpy
@@ -28,32 +31,49 @@ Task = Literal["auto", "classes", "values"]
 Pairs = dict[str, tuple[Tensor, Tensor]]  # x and y of "train", "val", "test"; of "" when they come in one piece
 
 PARTS = ("train", "val", "test")
-ARRAY_SHARE = 0.5  # of the available memory that one array may take: it is copied at least once on its way to a model
+MOST_SIDES = 64  # of a tensor
 MOST_AT_ONCE = 4 << 20  # bytes: a table of contents of some 60,000 arrays
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 KEPT = (*FLOATS, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 WIDER = {torch.bool: torch.uint8, torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
 
 
-def read_npy(x: str, y: str) -> Pairs:
-    """Read one array from each of two .npy files."""
-    return {"": (_npy(x), _npy(y))}
+def read_npy(x: str, y: str, read: Read = "memory") -> tuple[Pairs, MappedFile | None]:
+    """Read one array from each of two .npy files; x may stay in its file, which is returned then."""
+    values, file = _npy(x, read)
+    return {"": (values, _npy(y)[0])}, file
 
 
 def read_npz(path: str, x: str, y: str) -> Pairs:
     """Read the arrays `x` and `y` of an .npz file, or its `x_train`, `y_train` and so on."""
     with _npz(path) as (found, get):
-        return _pick(path, found, get, x, y)
+        return {part: (get(a), get(b)) for part, (a, b) in _pick(path, found, x, y).items()}
 
 
-def read_safetensors(path: str, x: str, y: str) -> Pairs:
-    """Read the tensors `x` and `y` of a safetensors file, or its `x_train`, `y_train` and so on."""
+def read_safetensors(path: str, x: str, y: str, read: Read = "memory") -> tuple[Pairs, MappedFile | None]:
+    """Read the tensors `x` and `y` of a safetensors file, or its `x_train`, `y_train` and so on.
+
+    All x may stay in the file, which is returned then; several parts must lie there side by side.
+    """
     with _safetensors(path) as (found, get):
-        return _pick(path, found, get, x, y)
+        keys = _pick(path, found, x, y)
+        names = [a for a, _ in keys.values()]
+        with open_data(path) as file:
+            places = safetensors_places(file)
+            needed = sum(places[name][3] - places[name][2] for name in names)
+            if not is_to_be_mapped(read, needed, f"{path}: {listing(names)}"):
+                return {part: (get(a), get(b)) for part, (a, b) in keys.items()}, None
+            mapped = Mapped(file, path)
+        keys = dict(sorted(keys.items(), key=lambda item: places[item[1][0]][2]))  # in the order of the file
+        pairs = {part: (mapped.array(*places[a], f"{path}: {a}"), get(b)) for part, (a, b) in keys.items()}
+    mapped.file.begin = min(places[name][2] for name in names)
+    return pairs, mapped.file
 
 
-def from_parts(pairs: Pairs, task: Task, name: str) -> Data:
+def from_parts(pairs: Pairs, task: Task, name: str, file: MappedFile | None = None) -> Data:
     """Check arrays and join them into data; `split` is set when they come as train, val and test.
+
+    `file` is that in which x lies, if it lies in one.
 
     With `task` "auto", whole numbers are classes and floats are values. Classes must be 0 to C-1 with none left out;
     a column of labels (N, 1) is taken as (N,). `name` stands before every message.
@@ -61,14 +81,14 @@ def from_parts(pairs: Pairs, task: Task, name: str) -> Data:
     checked: Pairs = {}
     for part, (x, y) in pairs.items():
         suffix = f"_{part}" if part else ""
-        x, y = _computable(x, f"{name}: x{suffix}"), _computable(y, f"{name}: y{suffix}")
-        if len(x) != len(y):
+        y = _computable(y, f"{name}: y{suffix}")
+        if x.dim() and len(x) != len(y):  # said before all of a large x is read
             raise DataError(f"{name}: x{suffix} has {len(x)} rows, but y{suffix} has {len(y)}.")
-        checked[part] = (x, y)
+        checked[part] = (_computable(x, f"{name}: x{suffix}"), y)
     xs, ys = zip(*checked.values(), strict=True)
     _alike(xs, list(checked), f"{name}: x")
     _alike(ys, list(checked), f"{name}: y")
-    x, y = (tensors[0] if len(tensors) == 1 else torch.cat(tensors) for tensors in (xs, ys))
+    x, y = _joined(xs, name, file), torch.cat(ys) if len(ys) > 1 else ys[0]
     lengths = [len(part) for part in xs]
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     rows = {part: range(a, a + n) for part, a, n in zip(checked, starts, lengths, strict=True)}
@@ -76,10 +96,24 @@ def from_parts(pairs: Pairs, task: Task, name: str) -> Data:
     if task == "values" or (task == "auto" and y.is_floating_point()):
         if (y == y[0]).all():
             raise DataError(f"{name}: y is the same in every row: as a target it leaves nothing to learn.")
-        return Data(x=x, y=y if y.is_floating_point() else y.float(), target="values", name=name, split=split)
+        y = y if y.is_floating_point() else y.float()
+        return Data(x=x, y=y, target="values", name=name, split=split, file=file)
     y = _labels(y, f"{name}: y", rows)
     classes = tuple(str(label) for label in range(int(y.max()) + 1))
-    return Data(x=x, y=y, target="classes", name=name, classes=classes, split=split)
+    return Data(x=x, y=y, target="classes", name=name, classes=classes, split=split, file=file)
+
+
+def _joined(xs: Sequence[Tensor], name: str, file: MappedFile | None) -> Tensor:  # (N, ...), … -> (N, ...)
+    if len(xs) == 1:
+        return xs[0]
+    if file is None:
+        return torch.cat(list(xs))
+    if (x := joined(list(xs))) is None:
+        raise DataError(
+            f"{name}: x of train, val and test do not lie side by side in the file, so it cannot be mapped. Write all "
+            f"tensors with one call of safetensors.torch.save_file, and none whose name lies between theirs."
+        )
+    return x
 
 
 def names(path: str) -> list[str]:
@@ -92,16 +126,23 @@ def _opened(path: str) -> AbstractContextManager[tuple[list[str], Callable[[str]
     return (_npz if Path(path).suffix.lower() == ".npz" else _safetensors)(path)
 
 
-def _npy(path: str) -> Tensor:
+def _npy(path: str, read: Read = "memory") -> tuple[Tensor, MappedFile | None]:
     np = _numpy(path)
     with _plain_errors(path, "NumPy's .npy"), open_data(path) as file:
         if file.read(4) == b"PK\3\4":
             raise DataError(f"{path}: this file holds several arrays, so it is an .npz file. Use the source npz.")
         size = file.seek(0, 2)
         file.seek(0)
-        _refuse_header(np, file, size, path)
-        file.seek(0)
-        return _tensor(np.lib.format.read_array(file, allow_pickle=False), path)
+        shape, fortran, dtype = _read_header(np, file, size, path)
+        begin = file.tell()
+        if not is_to_be_mapped(read, size - begin, path):
+            file.seek(0)
+            return _tensor(np.lib.format.read_array(file, allow_pickle=False), path), None
+        if fortran and len(shape) > 1:
+            raise DataError(f"{path} is in Fortran order, so no row lies in one piece. Save np.ascontiguousarray(x).")
+        mapped = Mapped(file, path)
+        mapped.file.begin = begin
+        return mapped.array(dtype.str, shape, begin, size, path), mapped.file
 
 
 @contextmanager
@@ -119,7 +160,8 @@ def _npz(path: str) -> Iterator[tuple[list[str], Callable[[str], Tensor]]]:
                 if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise DataError(f"{place} is packed in a way that NumPy never packs. Save it with np.savez.")
                 with archive.open(info) as member:
-                    _refuse_header(np, member, info.file_size, place)
+                    _read_header(np, member, info.file_size, place)
+                    is_to_be_mapped("memory", info.file_size - member.tell(), place)
                 with archive.open(info) as member:
                     return _tensor(np.lib.format.read_array(member, allow_pickle=False), place)
 
@@ -138,41 +180,36 @@ class _Sparing:
         return self.file.read(MOST_AT_ONCE if size < 0 else size)
 
 
-def _refuse_header(np: Any, file: Any, size: int, place: str) -> None:
-    """Raise DataError for an array that is no numbers, is not all in the file, or is larger than the memory."""
+def _read_header(np: Any, file: Any, size: int, place: str) -> tuple[tuple[int, ...], bool, Any]:
+    """Return shape, Fortran order and dtype; DataError for an array that is no numbers, or is not all in the file."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise DataError(f"{place}: .npy version {version[0]} is for arrays of records. Save plain numbers.")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
+    shape, fortran, dtype = read(file)
     if dtype.hasobject:
         raise ValueError("Object arrays")
     _refuse_dtype(dtype, place)
     needed, held = math.prod(shape) * dtype.itemsize, size - file.tell()
     if any(length < 0 for length in shape) or needed != held:  # more bytes may be a second array, saved behind it
         raise DataError(f"{place}: its header says shape {shape} of {dtype}, {needed:,} bytes; {held:,} are there.")
-    _refuse_large(needed, place)
-
-
-def _refuse_large(needed: int, place: str) -> None:
-    if fault := too_much(needed, ARRAY_SHARE):
-        raise DataError(f"{place} {fault}. Save fewer rows, or a smaller dtype such as uint8 or float16.")
+    return shape, fortran, dtype
 
 
 @contextmanager
 def _safetensors(path: str) -> Iterator[tuple[list[str], Callable[[str], Tensor]]]:
     """Give the names of the tensors in a safetensors file, and what reads one of them."""
-    open_data(path).close()
     with _plain_errors(path, "safetensors"):
-        header = safetensors_header(path)
+        with open_data(path) as opened:
+            places = safetensors_places(opened)
         with safe_open(path, framework="pt") as file:
 
             def get(name: str) -> Tensor:
-                _refuse_large(header[name][2], f"{path}: {name}")
+                is_to_be_mapped("memory", places[name][3] - places[name][2], f"{path}: {name}")
                 tensor: Tensor = file.get_tensor(name)
-                return tensor
+                return tensor.clone()  # of a map: what is written to the file later must not show
 
-            yield list(header), get
+            yield list(places), get
 
 
 def _numpy(path: str) -> Any:
@@ -214,7 +251,8 @@ def _tensor(array: numpy.ndarray[Any, Any], place: str) -> Tensor:
     return torch.from_numpy(native)
 
 
-def _pick(path: str, names: Sequence[str], get: Callable[[str], Tensor], x: str, y: str) -> Pairs:
+def _pick(path: str, names: Sequence[str], x: str, y: str) -> dict[str, tuple[str, str]]:
+    """Return the names of x and y of "train", "val", "test"; of "" when they come in one piece."""
     if x in names:
         keys = {"": (x, y)}
     else:
@@ -231,12 +269,14 @@ def _pick(path: str, names: Sequence[str], get: Callable[[str], Tensor], x: str,
     strays = [name for name in names if name.startswith((f"{x}_", f"{y}_")) and name not in wanted]
     if strays and "" not in keys:
         raise DataError(f"{path}: {strays[0]} is not read: the parts are named {listing(PARTS)}. Rename or remove it.")
-    return {part: (get(a), get(b)) for part, (a, b) in keys.items()}
+    return keys
 
 
 def _computable(values: Tensor, place: str) -> Tensor:  # (N, ...) -> (N, ...)
     if values.dim() == 0 or not values.numel():
         raise DataError(f"{place} has shape {tuple(values.shape)}: there is no sample in it.")
+    if values.dim() > MOST_SIDES:
+        raise DataError(f"{place} has {values.dim()} dimensions, and torch computes with at most {MOST_SIDES}.")
     if values.dtype in WIDER:
         wider = values.to(WIDER[values.dtype])
         if values.dtype is torch.uint64 and (wider < 0).any():
@@ -246,14 +286,23 @@ def _computable(values: Tensor, place: str) -> Tensor:  # (N, ...) -> (N, ...)
         kind = str(values.dtype).removeprefix("torch.")
         raise DataError(f"{place} has dtype {kind}, which a model cannot compute with. Save it as float32.")
     if values.is_floating_point():
-        bad = ~values.isfinite()
-        rows = bad.flatten(1).any(1) if values.dim() > 1 else bad
-        if rows.any():
-            raise DataError(
-                f"{place} is NaN or infinite in {int(bad.sum())} places of {int(rows.sum())} rows, first in row "
-                f"{int(rows.nonzero()[0])} (rows count from 0). Fill them in, or leave these rows out."
-            )
+        _refuse_nan(values, place)
     return values
+
+
+def _refuse_nan(values: Tensor, place: str) -> None:
+    bad_places = bad_rows = first = start = 0
+    for part in pieces(values):
+        if not bool((finite := part.isfinite()).all()):
+            rows = (~finite.flatten(1)).any(1) if part.dim() > 1 else ~finite
+            first = first if bad_rows else start + int(rows.nonzero()[0])
+            bad_places, bad_rows = bad_places + int((~finite).sum()), bad_rows + int(rows.sum())
+        start += len(part)
+    if bad_rows:
+        raise DataError(
+            f"{place} is NaN or infinite in {bad_places} places of {bad_rows} rows, first in row {first} (rows count "
+            f"from 0). Fill them in, or leave these rows out."
+        )
 
 
 def _alike(tensors: Sequence[Tensor], parts: Sequence[str], place: str) -> None:
@@ -298,7 +347,7 @@ def _at(place: str, row: int, rows: Mapping[str, range]) -> str:
 def read_x(path: str, x: str) -> Tensor:
     """Read samples alone, for prediction: a .npy file, or the array `x` of an .npz or safetensors file."""
     if Path(path).suffix.lower() == ".npy":
-        return _computable(_npy(path), path)
+        return _computable(_npy(path)[0], path)
     with _opened(path) as (found, get):
         if x not in found:
             raise DataError(f"{path}: there is no {x}. The file holds {listing(sorted(found)) or 'nothing'}.")

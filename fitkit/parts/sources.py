@@ -1,4 +1,4 @@
-"""The sources that a spec may name: each reads or makes samples in memory and returns them as `Data`."""
+"""The sources that a spec may name: each reads, maps or makes samples and returns them as `Data`."""
 
 from __future__ import annotations
 
@@ -129,12 +129,21 @@ def text(*, path: ReadPath, length: PositiveInt = 64, stride: PositiveInt | None
 
 
 @sources.register
-def npy(*, x: ReadPath, y: ReadPath, task: Literal["auto", "classes", "values"] = "auto") -> Data:
+def npy(
+    *,
+    x: ReadPath,
+    y: ReadPath,
+    task: Literal["auto", "classes", "values"] = "auto",
+    read: Literal["auto", "memory", "map"] = "auto",
+) -> Data:
     """Read inputs and targets from two .npy files; needs NumPy.
 
-    With `task: auto`, whole numbers are classes (0 to C-1) and floats are values. Nothing is unpickled.
+    With `task: auto`, whole numbers are classes (0 to C-1) and floats are values. Nothing is unpickled. `read: map`
+    leaves x in its file, from where each batch is read when it is needed; `auto` does so where x would take more than
+    half of the available memory. The numbers are the same.
     """
-    return array_file.from_parts(array_file.read_npy(x, y), task, f"{Path(x).name}, {Path(y).name}")
+    pairs, file = array_file.read_npy(x, y, read)
+    return array_file.from_parts(pairs, task, f"{Path(x).name}, {Path(y).name}", file)
 
 
 @sources.register
@@ -148,13 +157,19 @@ def npz(*, path: ReadPath, x: str = "x", y: str = "y", task: Literal["auto", "cl
 
 @sources.register
 def safetensors(
-    *, path: ReadPath, x: str = "x", y: str = "y", task: Literal["auto", "classes", "values"] = "auto"
+    *,
+    path: ReadPath,
+    x: str = "x",
+    y: str = "y",
+    task: Literal["auto", "classes", "values"] = "auto",
+    read: Literal["auto", "memory", "map"] = "auto",
 ) -> Data:
     """Read two tensors of a safetensors file, or x_train, y_train, x_val, … as a given split.
 
-    `task` is as for npy.
+    `task` and `read` are as for npy; to be mapped, all x must lie in the file side by side, as save_file writes them.
     """
-    return array_file.from_parts(array_file.read_safetensors(path, x, y), task, Path(path).name)
+    pairs, file = array_file.read_safetensors(path, x, y, read)
+    return array_file.from_parts(pairs, task, Path(path).name, file)
 
 
 @sources.register

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from fitkit.data import Data
+from fitkit.data import Data, Rows
 from fitkit.spec.table import Table
 
 ROUNDED = (torch.float64, torch.int32, torch.int64)  # float32 cannot hold all of their values
@@ -51,24 +52,24 @@ class Affine(nn.Module):
         return Affine(self.shift.to(wide).to(device), self.scale.to(wide).to(device), dtype)
 
 
-@transforms.register
-def standardize(x: Tensor) -> Affine:
+@transforms.register(in_pieces=True)
+def standardize(x: Tensor | Rows) -> Affine:
     """Give each feature mean 0 and standard deviation 1 over the training rows.
 
     A feature is a column of (N, D) or (N, T, D), or a channel of (N, C, H, W). The deviation is the population's, and
     taken in float64; a constant feature is only shifted. A feature that float32 cannot hold is a `ValueError`.
     """
     axes = _feature_axes(x)
-    largest, smallest = x.amax(axes, keepdim=True), x.amin(axes, keepdim=True)
-    start, count = torch.zeros_like(largest, dtype=torch.float64), x.numel() // largest.numel()
-    mean = sum((part.sum(axes, keepdim=True) for part in _wide(x)), start) / count
-    variance = sum(((part - mean).square().sum(axes, keepdim=True) for part in _wide(x)), start) / count
+    largest, smallest, total = _ends_and_sum(x, axes)
+    mean = total / (math.prod(x.shape) // largest.numel())
+    squares = sum(((p.double() - mean).square().sum(axes, keepdim=True) for p in _pieces(x)), torch.zeros_like(mean))
+    variance = squares / (math.prod(x.shape) // largest.numel())
     # Rounding in the mean leaves a constant feature a deviation of some 1e-17; a division by it would be noise.
     return _affine(mean, torch.where(largest == smallest, 0.0, variance.sqrt()))
 
 
-@transforms.register(primary="range")
-def scale(x: Tensor, *, range: tuple[float, float] | None = None) -> Affine:
+@transforms.register(primary="range", in_pieces=True)
+def scale(x: Tensor | Rows, *, range: tuple[float, float] | None = None) -> Affine:
     """Bring x to [0, 1]: each feature by its smallest and largest training value, or all by `range`.
 
     Features are those of `standardize`. Bytes (uint8) are taken for pixels: 0 stays 0, and all of x is divided by its
@@ -79,10 +80,10 @@ def scale(x: Tensor, *, range: tuple[float, float] | None = None) -> Affine:
         if not (low < high).all():
             raise ValueError(f"range [{range[0]:g}, {range[1]:g}] does not rise from the value for 0 to that for 1")
     elif x.dtype is torch.uint8:
-        low, high = torch.zeros(1, 1, dtype=torch.float64), x.max().double().reshape(1, 1)
+        high = torch.stack([part.max() for part in _pieces(x)]).max().double().reshape(1, 1)
+        low = torch.zeros_like(high)
     else:
-        axes = _feature_axes(x)
-        low, high = x.amin(axes, keepdim=True).double(), x.amax(axes, keepdim=True).double()
+        high, low, _ = (end.double() for end in _ends_and_sum(x, _feature_axes(x)))
     return _affine(low, high - low)
 
 
@@ -98,16 +99,27 @@ def default_transform(data: Data) -> str | None:
     return "standardize" if data.x.is_floating_point() and data.x.dim() <= 2 else None
 
 
-def _feature_axes(x: Tensor) -> tuple[int, ...]:
+def _feature_axes(x: Tensor | Rows) -> tuple[int, ...]:
     """Return the axes to reduce: all but the channels of (N, C, H, W, …), all but the last of (N, T, D)."""
     if x.dim() < 4:
         return tuple(range(max(1, x.dim() - 1)))
     return (0, *range(2, x.dim()))
 
 
-def _wide(x: Tensor) -> Iterator[Tensor]:
-    for part in torch.split(x, max(1, CHUNK // max(1, x[0].numel()))):
-        yield part.double()
+def _pieces(x: Tensor | Rows) -> Iterator[Tensor]:
+    yield from x.split(max(1, CHUNK // max(1, math.prod(x.shape[1:]))))
+
+
+def _ends_and_sum(x: Tensor | Rows, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the largest and smallest value of each feature, and its sum in float64, in one pass."""
+    found: tuple[Tensor, Tensor, Tensor] | None = None
+    for part in _pieces(x):
+        high, low, total = part.amax(axes, True), part.amin(axes, True), part.double().sum(axes, True)
+        if found is not None:
+            high, low, total = torch.maximum(high, found[0]), torch.minimum(low, found[1]), found[2] + total
+        found = high, low, total
+    assert found is not None
+    return found
 
 
 def _affine(shift: Tensor, spread: Tensor) -> Affine:  # (1, ...), (1, ...) float64
