@@ -247,7 +247,7 @@ def anonymous_bytes():
 @pytest.mark.parametrize(("read", "share"), [("memory", 1.6), ("map", 0.6)])
 def test_bytes_take_their_own_size_in_memory_once_or_hardly_any(read, share, tmp_path, monkeypatch):
     monkeypatch.setattr(transforms, "CHUNK", 1 << 20)
-    rows, width = 1000, 65536
+    rows, width = 2000, 65536
     np.save(tmp_path / "x.npy", np.ones((rows, width), dtype=np.uint8) * np.arange(rows, dtype=np.uint8)[:, None])
     np.save(tmp_path / "y.npy", np.arange(rows) % 2)
     before, most = anonymous_bytes(), []

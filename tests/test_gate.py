@@ -44,7 +44,10 @@ NAMES = {
     **dict.fromkeys(("types.CodeType", "types.FunctionType", "sys.settrace", "sys.setprofile", "tarfile.open"), ()),
 }
 NAMES |= {
-    "os.environ.get": (("engine/store.py", "cache_folder"),),  # of the user's own environment
+    "os.environ.get": (  # of the user's own environment
+        ("engine/store.py", "cache_folder"),
+        ("engine/devices.py", "can_compile"),
+    ),
     "types.FunctionType": (("engine/updates.py", "_calls"),),  # see INSIDE
     "importlib.import_module": (("__init__.py", "__getattr__"),),  # of names that stand in the file itself
     "runpy.run_path": (("cli.py", "_run_code"),),

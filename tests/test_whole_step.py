@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import fitkit
-from fitkit.engine import whole_step
+from fitkit.engine import tier, whole_step
 from fitkit.engine.devices import check_compile
 from fitkit.engine.private import NoGraph, compile_graph
 from fitkit.errors import SpecError
@@ -145,7 +145,7 @@ def test_steps_together_are_the_same_steps_and_the_next_run_starts_compiled(cach
     compiled = whole_step.compile_graph
     monkeypatch.setattr(whole_step, "compile_graph", lambda *a, **k: (compilations.append(1), compiled(*a, **k))[1])
     first = fitkit.build(SPEC)
-    assert first._train_step.steps == 4
+    assert first._train_step.steps == 7  # all full batches of an epoch
     history = first.fit()
     made = len(compilations)
     assert 2 <= made <= 3 and not first._train_step.refused  # four steps, and what is left of an epoch
@@ -189,7 +189,8 @@ def test_windows_from_any_place_are_the_rest_of_the_epoch(accumulate, together):
         assert rows(taken) == (13 - taken, whole[4 * taken :])
 
 
-def test_a_killed_run_takes_the_same_calls_and_ends_in_the_same_bits(tmp_path):
+def test_a_killed_run_takes_the_same_calls_and_ends_in_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(tier, "MOST_STEPS_A_CALL", 4)  # three calls for the seven steps of an epoch
     class Killed(BaseException):
         pass
 
@@ -205,7 +206,7 @@ def test_a_killed_run_takes_the_same_calls_and_ends_in_the_same_bits(tmp_path):
     with pytest.raises(Killed):
         go(tmp_path / "cut", then=kill)
     kept = sorted(path.name for path in (tmp_path / "cut" / "checkpoints").glob("step-*"))
-    assert kept == ["step-12", "step-6"]  # the former within the second epoch of seven steps
+    assert kept == ["step-13", "step-6"]  # the former within the second epoch
     resumed = go(tmp_path / "cut", resume=True)
     assert resumed.compiled == "whole steps" and same(bits(whole), bits(resumed))
     assert whole.history["loss"] == resumed.history["loss"]

@@ -15,7 +15,7 @@ from fitkit.engine.batches import ArrayBatches, Batches
 from fitkit.engine.devices import can_compile
 from fitkit.spec.options import FitOptions
 
-STEPS_A_CALL = 8  # with more, compilation takes longer and steps hardly less
+MOST_STEPS_A_CALL = 8  # with more, compilation takes longer and steps hardly less
 SMALL_WORK = 2e7  # floating-point operations a step: about a millisecond
 # Steps of a small network after which compilation has paid for itself. Both what is saved and what it costs are mostly
 # Python, one for each operation of the network, so their quotient depends little on network or machine.
@@ -80,7 +80,7 @@ def choose_tier(
     """
     small = device.type == "cpu" and work_of(model, train, flops) <= SMALL_WORK
     long = any(isinstance(module, nn.modules.conv._ConvNd | nn.RNNBase) for module in model.modules())
-    steps = STEPS_A_CALL if small and not long and not watched else 1
+    steps = _steps_a_call(train, options.accumulate) if small and not long and not watched else 1
     if options.compile == "auto":
         first, why = 1, _why_not(train, steps, whole)
         pays = f"the {BREAK_EVEN_STEPS:,} from which compilation pays"
@@ -105,6 +105,12 @@ def _why_not(train: Batches, steps: int, whole: bool) -> str:
     if steps == 1 or not isinstance(train, ArrayBatches):
         return "a step is more than small calls, which compilation would save"
     return can_compile()
+
+
+def _steps_a_call(train: Batches, accumulate: int) -> int:
+    """Return how many steps a call should have, so that an epoch takes the fewest calls."""
+    full = (train.samples or 0) // (train.batch_size * accumulate)
+    return min(range(1, MOST_STEPS_A_CALL + 1), key=lambda steps: full // steps + full % steps)
 
 
 def work_of(model: nn.Module, train: Batches, flops: float | None) -> float:
