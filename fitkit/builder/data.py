@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from fitkit.builder.augment import make_augment, refuse_augment
 from fitkit.builder.duplicates import say_shared
 from fitkit.builder.tables import default
 from fitkit.data import Data, Inputs, Target
@@ -122,6 +123,7 @@ def _split_arrays(spec: Spec, data: Data, dtype: torch.dtype, device: torch.devi
     transform = _transform(spec, data, rows["train"], dtype, device)
     placed = _placed(data, transform, dtype, device)
     parts = {name: _batches(placed, spec, rows[name]) for name in PARTS if name in rows}
+    parts["train"].augment = make_augment(spec, placed, transform)
     counts = class_counts(data, rows) if data.target == "classes" and data.y is not None and data.y.ndim == 1 else ""
     if data.window is None and "val" in rows:
         counts += "\n" + say_shared(data.x, rows["train"], data.x, rows["val"])
@@ -205,10 +207,13 @@ def _given_parts(
         if isinstance(part, Data):
             if isinstance(train, Data):
                 _alike(train, part)
-            batches[name] = _batches(
-                placed if part is train and placed else _placed(part, transform, dtype, device), spec, None
-            )
+            mine = placed if part is train and placed else _placed(part, transform, dtype, device)
+            batches[name] = arrays = _batches(mine, spec, None)
+            if name == "train":
+                arrays.augment = make_augment(spec, mine, transform)
         else:
+            if name == "train":
+                refuse_augment(spec)
             batches[name] = _loader(part, spec, dtype, device, None, f"data[{name!r}]")
     rows = {name: torch.arange(len(part)) for name, part in parts.items() if isinstance(part, Data)}
     names = {name: f'data["{name}"]' for name in parts}
@@ -241,6 +246,7 @@ def _alike(train: Data, part: Data) -> None:
 def _split_loader(
     spec: Spec, source: Dataset[Any] | DataLoader[Any], dtype: torch.dtype, device: torch.device
 ) -> Prepared:
+    refuse_augment(spec)
     dataset = source.dataset if isinstance(source, DataLoader) else source
     assert not isinstance(dataset, DataLoader)
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):

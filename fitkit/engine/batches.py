@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fitkit.engine.augment import Augment
 from fitkit.engine.seeds import order
 
 Batch = tuple[Tensor, Tensor]
@@ -36,7 +37,11 @@ class ArrayBatches:
         rows: the rows of this part (n,), int64; None for all.
         tokens: x holds token ids, which are gathered as int64.
         starts: where each window begins (N,); only with `window`.
+
+    `augment` is what the samples of a training epoch go through; those in order never do.
     """
+
+    augment: Augment | None = None
 
     def __init__(
         self,
@@ -59,7 +64,12 @@ class ArrayBatches:
         self.span = torch.arange((window or 0) + 1, device=x.device)
 
     def gather(self, rows: Tensor) -> Batch:  # (B,) -> (B, ...), (B, ...)
-        """Return the samples with these row numbers."""
+        """Return the samples with these row numbers for training, as the epoch of the last `order` sees them."""
+        x, y = self.plain(rows)
+        return x if self.augment is None else self.augment(x, rows), y
+
+    def plain(self, rows: Tensor) -> Batch:  # (B,) -> (B, ...), (B, ...)
+        """Return the samples with these row numbers as they are."""
         if self.starts is not None:
             at = self.starts.index_select(0, rows)[:, None] + self.span
             tokens = self.x[at].long()
@@ -68,15 +78,20 @@ class ArrayBatches:
         x = self.x.index_select(0, rows)
         return x.long() if self.tokens else x, self.y.index_select(0, rows)
 
-    def _slices(self, rows: Tensor) -> Iterator[Batch]:
-        gather, size = self.gather, self.batch_size
-        for start in range(0, len(rows), size):
-            yield gather(rows[start : start + size])
+    def order(self, seed: int, epoch: int) -> Tensor:
+        """Begin a training epoch: return its rows in their order (N,)."""
+        if self.augment is not None:
+            self.augment.begin(seed, epoch)
+        return order(self.rows, seed, epoch)
 
     def shuffled(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of a training epoch from number `start` on; the last may be smaller."""
-        return self._slices(order(self.rows, seed, epoch)[start * self.batch_size :])
+        return map(self.gather, self._slices(self.order(seed, epoch)[start * self.batch_size :]))
 
     def in_order(self) -> Iterator[Batch]:
         """Yield every sample once, in its own order."""
-        return self._slices(self.rows)
+        return map(self.plain, self._slices(self.rows))
+
+    def _slices(self, rows: Tensor) -> Iterator[Tensor]:
+        for start in range(0, len(rows), self.batch_size):
+            yield rows[start : start + self.batch_size]
