@@ -259,7 +259,8 @@ def wanted(argument: Argument) -> str:
 
 def tables_in(annotation: Any) -> list[str]:
     """Return the tables whose components an argument of this type takes."""
-    choices = [item for c in options(annotation) for item in (c, *(typing.get_args(c) * (typing.get_origin(c) is list)))]
+    choices = options(annotation)
+    choices += [item for choice in choices if typing.get_origin(choice) is list for item in typing.get_args(choice)]
     marks = [mark for choice in choices for mark in typing.get_args(choice)[1:]]
     return [mark.table for mark in marks if isinstance(mark, Part)]
 

@@ -63,7 +63,7 @@ def _bound(component: Component, units: Tensor) -> Any:
 
 
 def _tried(source: Component, component: Component, augment: Augment, x: Tensor) -> Tensor:
-    """Return what one augmentation makes of two samples; SpecError for one that refuses them, or changes their shape."""
+    """Return what one augmentation makes of two samples; SpecError where it refuses them or changes their shape."""
     rows = torch.arange(len(x), device=x.device)
     try:
         made: Any = augment(x, rows)

@@ -1,8 +1,7 @@
 """Random numbers of a sample as tensors, and the augmentations that use them, inside a step and for a whole batch.
 
-A sample's numbers are a function of (seed, epoch, which augmentation, row): not of its batch, its place in the order, or
-what was drawn before. They are those of `seeds.derive`, computed for all samples at once in int64, which wraps around as
-64-bit words do.
+A sample's numbers are a function of (seed, epoch, which augmentation, row): not of its batch, its place in the order,
+or what was drawn before. They are those of `seeds.derive`, for all samples at once, in int64 that wraps around.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ BITS = 24  # of a uniform number: as many as float32 holds
 
 def mix(state: Tensor, words: Tensor) -> Tensor:  # int64, broadcast against each other
     """Return the states after one more word each, as `seeds.derive` takes it in."""
-    state = state + (words + 1) * signed(GOLDEN)
+    # -(words + 1), which torch's compiler does not take for arithmetic: it would multiply places out beyond 64 bits.
+    state = state - ~words * signed(GOLDEN)
     state = (state ^ _shifted(state, 30)) * signed(FIRST)
     state = (state ^ _shifted(state, 27)) * signed(SECOND)
     return state ^ _shifted(state, 31)
@@ -38,7 +38,8 @@ def _shifted(state: Tensor, bits: int) -> Tensor:
 def uniform(states: Tensor, count: int) -> Tensor:  # (B,) -> (B, count)
     """Return numbers in [0, 1) for each sample, float32, multiples of 2^-24."""
     numbers = mix(states[:, None], torch.arange(count, device=states.device))
-    return _shifted(numbers, 64 - BITS).float() * 2.0**-BITS
+    drawn = _shifted(numbers, 64 - BITS).float() * 2.0**-BITS
+    return drawn.as_strided(drawn.shape, drawn.stride())  # a graph keeps it, and does not draw anew for each pixel
 
 
 @dataclass

@@ -66,19 +66,15 @@ def _holds_blocks(module: nn.Module) -> bool:
 
 
 def _segments(module: nn.Module, path: str) -> Iterator[Block]:
-    if not _is_chain(module) or len(module) < FEWEST_LAYERS:
+    """Yield the segments of a Sequential whose forward pass is that of its slices, one after the other."""
+    plain = type(module).forward is nn.Sequential.forward or type(module).__module__.startswith("fitkit.")
+    if not isinstance(module, nn.Sequential) or not plain or len(module) < FEWEST_LAYERS:
         return
     size = math.ceil(len(module) / math.ceil(math.sqrt(len(module))))
     # A layer that writes into its input must not be the first of a segment, which keeps that input.
     cuts = [at for at in range(size, len(module), size) if not getattr(module[at], "inplace", False)]
     for begin, end in itertools.pairwise([0, *cuts, len(module)]):
         yield Block(f"{path}{begin}-{end - 1}", module, module[begin:end])
-
-
-def _is_chain(module: nn.Module) -> bool:
-    """Tell whether a module is a Sequential whose forward pass is the one of its slices, one after the other."""
-    plain = type(module).forward is nn.Sequential.forward or type(module).__module__.startswith("fitkit.")
-    return isinstance(module, nn.Sequential) and plain
 
 
 def describe(found: Sequence[Block]) -> str:
@@ -96,15 +92,15 @@ def find(model: nn.Module) -> list[Block]:
     found = blocks(model)
     if not found:
         message = (
-            f"{type(model).__name__} has neither repeated blocks nor a Sequential of {FEWEST_LAYERS} layers or more, so "
-            "nothing can be computed again. Leave it out."
+            f"{type(model).__name__} has neither repeated blocks nor a Sequential of {FEWEST_LAYERS} layers or more, "
+            "so nothing can be computed again. Leave it out."
         )
         raise SpecError(Fault(message, KEY))
     return found
 
 
 def again(function: Callable[..., Any], block: Block, *args: Any, **kwargs: Any) -> Any:
-    """Run a block so that it is computed again in the backward pass; TrainingError where that would change the model."""
+    """Run a block so that it is computed again in the backward pass; TrainingError where that would change it."""
     if not torch.is_grad_enabled():
         return function(*args, **kwargs)
     if torch.compiler.is_compiling():  # a graph writes its buffers once, whatever it computes again

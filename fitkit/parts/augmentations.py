@@ -95,9 +95,7 @@ def cutout(x: Tensor, draw: Draw, *, size: PositiveInt) -> Tensor:  # (B, C, H, 
 
 
 @augmentations.register(values=True)
-def random_brightness(
-    x: Tensor, draw: Draw, *, strength: Probability
-) -> Tensor:  # (B, C, H, W) -> (B, C, H, W)
+def random_brightness(x: Tensor, draw: Draw, *, strength: Probability) -> Tensor:  # (B, C, H, W) -> (B, C, H, W)
     """Multiply an image by a number between 1 - `strength` and 1 + `strength`, before the transform."""
     _image("random_brightness", x)
     x = _floating(x)
