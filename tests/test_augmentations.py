@@ -385,7 +385,7 @@ def test_graphs_see_what_eager_steps_see_and_one_serves_every_epoch_and_seed(tmp
                     "model": {"mlp": [16]},
                     "seed": seed,
                     "optimizer": {"SGD": 0.1},
-                    "fit": {"epochs": 4, "batch_size": 270, "device": "cpu", "compile": compile},
+                    "fit": {"epochs": 4, "batch_size": 600, "device": "cpu", "compile": compile},
                 }
             )
             if compile:
