@@ -52,6 +52,7 @@ class History:
         self.run: str | None = None  # the run folder
         self.seconds = 0.0  # of the whole fit
         self.skipped_steps = 0  # optimizer steps left out because a gradient was not finite
+        self.peak_memory_mb: float | None = None  # the most that was held at once, in MB: of the process, or on the GPU
         self.micro_batch: int | None = None  # rows of a forward pass at most, where memory ran out and they were halved
 
     @property
@@ -267,6 +268,7 @@ _EXTRA: dict[str, Any] = {  # what a fit fills in, with the types that the JSON 
     "seconds": float | int,
     "skipped_steps": int,
     "micro_batch": int | None,
+    "peak_memory_mb": float | int | None,
 }
 
 

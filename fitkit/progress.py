@@ -67,7 +67,8 @@ class Lines(Callback):
         if self.quiet:
             print(out)
             return
-        print(f"{history.stopped}, {history.seconds:.1f} s")
+        peak = f", at most {history.peak_memory_mb:,.0f} MB" if history.peak_memory_mb else ""
+        print(f"{history.stopped}, {history.seconds:.1f} s{peak}")
         if history.best_epoch and history.monitor:
             row = history.best(history.monitor)
             values = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k.startswith("val_"))

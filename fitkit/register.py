@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from fitkit.builder.tables import TABLES
 
+augmentation = TABLES["augmentations"].register
 callback = TABLES["callbacks"].register
 layer = TABLES["layers"].register
 loss = TABLES["losses"].register

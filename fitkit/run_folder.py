@@ -181,6 +181,7 @@ class RunFolder(Callback):
             "monitor": history.monitor,
             "best_epoch": history.best_epoch,
             "best": None if best is None else {k: v if v == v else None for k, v in best.items()},
+            "peak_memory_mb": history.peak_memory_mb and round(history.peak_memory_mb, 1),
             "seconds": round(time.time() - self.begun, 3),
         }
         write_text(folder / SUMMARY, _json(summary))

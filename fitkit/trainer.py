@@ -30,8 +30,9 @@ from torch import Tensor, nn
 
 from fitkit.engine.batches import Batch, Batches
 from fitkit.engine.devices import run_settings
-from fitkit.engine.memory import MicroBatches, refuse_batchnorm
+from fitkit.engine.memory import MicroBatches, forget_peak, peak_mb, refuse_batchnorm
 from fitkit.engine.monitor import Monitor
+from fitkit.engine.recompute import recomputed
 from fitkit.engine.seeds import seed_epoch
 from fitkit.engine.signals import Interrupted
 from fitkit.engine.step import Evaluator, Objective, Sums, TrainStep, all_finite, explained
@@ -117,8 +118,8 @@ class Trainer:
         if self.monitor is None and self.val is not None:
             self.monitor = Monitor("val_loss", "min")
         self.device = self.optimizer.param_groups[0]["params"][0].device
-        measured = [column for column in self.columns if column not in ("lr", "epoch_seconds")]
-        self.history = History(self.columns, {column: self.direction(column) for column in measured})
+        better = {name: self.direction(name) for name in self.columns if name not in ("lr", "epoch_seconds")}
+        self.history = History(self.columns, better)
         self.sums = Sums(self.objective.metrics, self.device)  # of the epoch under way
         self._micro = MicroBatches(self.model, self.options)
         self._hooks = {name: overridden(self.callbacks, f"on_{name}") for name in HOOKS}  # an empty hook costs nothing
@@ -143,10 +144,10 @@ class Trainer:
             clip_norm=self.options.clip_norm,
             scaler=self.scaler,
         )
-        whole = self.tier.compiles == "whole steps"
-        self._train_step = WholeStep(step, self.tier, self.recipe) if whole else step
         if self.tier.compiles == "model and loss":
             step.compile_forward()
+        whole = self.tier.compiles == "whole steps"
+        self._train_step = WholeStep(step, self.tier, self.recipe) if whole else step
         self._evaluator = Evaluator(self.model, self.objective, self._micro, compile=self.tier.compiles_evaluation)
 
     def _call(self, hook: str) -> None:
@@ -223,10 +224,11 @@ class Trainer:
         if self.epoch:
             raise FitkitError("this trainer has run already: build another, or fit the model again by a spec.")
         begun = time.perf_counter()
+        forget_peak(self.device)
         self.model.zero_grad()  # gradients that it brings along are no part of the first step
         if not self.model.training:  # a module that was loaded for prediction; parts frozen in eval mode stay so
             self.model.train()
-        with run_settings(self.options, self.device, self.tier.threads):
+        with run_settings(self.options, self.device, self.tier.threads), recomputed(self.model, self.options):
             self._call("train_begin")
             if self.resume is not None:
                 self.resume(self)
@@ -250,9 +252,11 @@ class Trainer:
                     fault.history = self.history
                 raise fault from error
             finally:
-                self._leave_best()
+                if self.best is not None:
+                    self.model.load_state_dict(self.best)
                 self.history.stopped, self.history.seconds = self.stopped, time.perf_counter() - begun
                 self.history.skipped_steps, self.history.micro_batch = self.skipped_steps, self.micro_batch
+                self.history.peak_memory_mb = peak_mb(self.device)
         return self.history
 
     def _refuse_no_best(self) -> None:
@@ -272,10 +276,6 @@ class Trainer:
     def _bad_weights(self) -> str:
         kept = f" The last good checkpoint is {self.checkpoint}." if self.checkpoint else ""
         return f"step {self.step:,} left NaN or infinity in the weights.{kept} Lower lr, or set fit.clip_norm."
-
-    def _leave_best(self) -> None:
-        if self.best is not None:
-            self.model.load_state_dict(self.best)
 
     def _epoch(self, begun: float) -> None:
         if len(self.history) == self.epoch:  # else a checkpoint in the middle of this epoch was restored

@@ -32,6 +32,8 @@ def around(table, component):
     """The sections in which a component of a table stands."""
     if table == "transforms":
         return {"data": {"iris": {"transform": component}}}
+    if table == "augmentations":
+        return {"data": {"digits": {"augment": [component]}}}
     return {"model": [component]} if table == "layers" else {SECTION_OF[table]: component}
 
 

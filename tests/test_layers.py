@@ -22,8 +22,8 @@ LAYERS = [
     ["cli", "__main__", "__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-TABLES = ["sources", "splits", "transforms", "layers", "models", "losses", "metrics", "optimizers", "schedules"]
-TABLES += ["callbacks", "trackers"]
+TABLES = ["sources", "splits", "transforms", "augmentations", "layers", "models", "losses", "metrics", "optimizers"]
+TABLES += ["schedules", "callbacks", "trackers"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -241,6 +241,8 @@ def in_spec(table, entry, arguments):
         return {"model": [component]}
     if table == "transforms":
         return {"data": {"digits": {"transform": component}}}
+    if table == "augmentations":
+        return {"data": {"digits": {"augment": [component]}}}
     return {WHERE[table].removesuffix(":"): component}
 
 

@@ -191,6 +191,7 @@ def test_windows_from_any_place_are_the_rest_of_the_epoch(accumulate, together):
 
 def test_a_killed_run_takes_the_same_calls_and_ends_in_the_same_bits(tmp_path, monkeypatch):
     monkeypatch.setattr(tier, "MOST_STEPS_A_CALL", 4)  # three calls for the seven steps of an epoch
+
     class Killed(BaseException):
         pass
 

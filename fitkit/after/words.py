@@ -27,6 +27,7 @@ from fitkit.spec.values import Mismatch, convert, describe, options
 
 WHERE = {table: f"{section}:" for section, table in TABLE_OF.items()}  # where in a spec the names of a table stand
 WHERE |= {"layers": "model:, in a list", "transforms": "data:, as the transform of a source"}
+WHERE |= {"augmentations": "data:, in the list augment of a source"}
 
 _SHARED = (parameter_groups, warmup_steps, preprocessing)  # whose docstrings tell of the arguments a table shares
 _TORCH = {"torch.nn": torch.nn, "torch.optim": torch.optim, "torch.nn.functional": torch.nn.functional}
@@ -108,6 +109,8 @@ _WORTH: dict[str, dict[str, Any]] = {
     "sources": {"target": "label", "length": 64},
     "splits": {"time.column": "date", "val": 0.2, "test": 0.2},
     "transforms": {"range": [0, 255]},
+    "augmentations": {"random_flip.direction": "horizontal", "random_crop.padding": 1, "size": 3, "strength": 0.2}
+    | {"std": 0.1, "padding": 1},
     "models": {"dropout": 0.1},
     "losses": {"label_smoothing": 0.1, "class_weight": "balanced", "pos_weight": "balanced"},
     "optimizers": {"SGD.momentum": 0.9, "weight_decay": 0.01},
@@ -256,7 +259,9 @@ def wanted(argument: Argument) -> str:
 
 def tables_in(annotation: Any) -> list[str]:
     """Return the tables whose components an argument of this type takes."""
-    marks = [mark for choice in options(annotation) for mark in typing.get_args(choice)[1:]]
+    choices = options(annotation)
+    choices += [item for choice in choices if typing.get_origin(choice) is list for item in typing.get_args(choice)]
+    marks = [mark for choice in choices for mark in typing.get_args(choice)[1:]]
     return [mark.table for mark in marks if isinstance(mark, Part)]
 
 
@@ -286,6 +291,8 @@ def example(table: str, entry: Entry) -> str:
         return _layers(entry, alone(table, entry) or "" if list(shown) == [entry.primary] else component)
     if table == "transforms":
         return f"data:\n  digits: {{transform: {f'{{{component}}}' if shown else component}}}"
+    if table == "augmentations":
+        return f"data:\n  digits: {{layout: image, augment: [{f'{{{component}}}' if shown else component}]}}"
     if shown:
         return f"{WHERE[table]}\n  {component}"
     return f"{WHERE[table]} [{component}]" if table in ("metrics", "callbacks") else f"{WHERE[table]} {component}"

@@ -24,6 +24,7 @@ from fitkit.builder.tables import PLATEAU, TABLES, default
 from fitkit.engine.batches import Batches
 from fitkit.engine.devices import check_compile, choose_device, choose_precision
 from fitkit.engine.monitor import Monitor
+from fitkit.engine.recompute import describe, find
 from fitkit.engine.step import eval_mode
 from fitkit.errors import DataError, Fault, SpecError, listing, nearest, show
 from fitkit.parts.callback import Callback
@@ -157,12 +158,17 @@ def finish(begun: Outline, out: Path | None, callbacks: Sequence[Callback] = ())
         spec=dataclasses.replace(spec, fit=_with_epochs(spec)),
         recipe=make_recipe(begun, bound),
         flops=bound.flops,
-        notes=prepared.counts,
+        notes=_notes(spec, model, prepared),
     )
     _check_monitors(trainer, spec, callbacks)
     trainer.card = make_card(trainer, prepared, begun.inputs, begun.outputs, bound, ours)
     trainer.history.spec = trainer.spec.resolved()
     return trainer
+
+
+def _notes(spec: Spec, model: nn.Module, prepared: Prepared) -> str:
+    again = describe(find(model)) if spec.fit.activation_checkpointing else ""
+    return "\n".join(filter(None, (again, prepared.counts)))
 
 
 def _settings(spec: Spec, model: Any, data: Any) -> tuple[torch.device, torch.dtype | None]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from fitkit.builder.augment import make_augment, refuse_augment
 from fitkit.builder.duplicates import say_shared
 from fitkit.builder.tables import default
 from fitkit.data import Data, Inputs, Rows, Target
@@ -125,6 +126,7 @@ def _split_arrays(spec: Spec, data: Data, dtype: torch.dtype, device: torch.devi
     placed = _placed(data, transform, dtype, device)
     kind = _kind(data, transform, dtype, device)
     parts = {name: _batches(placed, spec, rows[name], device, kind) for name in PARTS if name in rows}
+    _augment(parts["train"], spec, placed, transform, kind)
     counts = class_counts(data, rows) if data.target == "classes" and data.y is not None and data.y.ndim == 1 else ""
     if data.window is None and "val" in rows:
         counts += "\n" + say_shared(data.x, rows["train"], data.x, rows["val"])
@@ -169,6 +171,15 @@ def _batches(
         window=data.window,
         starts=data.starts,
     )
+
+
+def _augment(
+    train: ArrayBatches | MappedBatches, spec: Spec, data: Data, transform: nn.Module | None, kind: torch.dtype | None
+) -> None:
+    """Let the training samples go through what the spec asks for."""
+    if isinstance(train, MappedBatches):  # as a batch takes it
+        data = replace(data, x=data.x[:2].to(train.device, kind))
+    train.augment = make_augment(spec, data, transform)
 
 
 def _kind(data: Data, transform: nn.Module | None, dtype: torch.dtype, device: torch.device) -> torch.dtype | None:
@@ -238,9 +249,14 @@ def _given_parts(
         if isinstance(part, Data):
             if isinstance(train, Data):
                 _alike(train, part)
+            kind = _kind(part, transform, dtype, device)
             own = placed if part is train and placed else _placed(part, transform, dtype, device)
-            batches[name] = _batches(own, spec, None, device, _kind(part, transform, dtype, device))
+            batches[name] = arrays = _batches(own, spec, None, device, kind)
+            if name == "train":
+                _augment(arrays, spec, own, transform, kind)
         else:
+            if name == "train":
+                refuse_augment(spec)
             batches[name] = _loader(part, spec, dtype, device, None, f"data[{name!r}]")
     rows = {name: torch.arange(len(part)) for name, part in parts.items() if isinstance(part, Data)}
     names = {name: f'data["{name}"]' for name in parts}
@@ -273,6 +289,7 @@ def _alike(train: Data, part: Data) -> None:
 def _split_loader(
     spec: Spec, source: Dataset[Any] | DataLoader[Any], dtype: torch.dtype, device: torch.device
 ) -> Prepared:
+    refuse_augment(spec)
     dataset = source.dataset if isinstance(source, DataLoader) else source
     assert not isinstance(dataset, DataLoader)
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):

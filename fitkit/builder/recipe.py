@@ -18,7 +18,8 @@ def make_recipe(begun: Outline, bound: Bound) -> dict[str, Any] | None:
     Shapes, modes and the sizes of batches are not in it: a step adds those of its own.
     """
     spec = bound.spec
-    components = list(_components([spec.model, spec.loss, spec.metrics, begun.spec.optimizer]))
+    augment = (begun.spec.data and begun.spec.data.get("augment")) or []
+    components = list(_components([spec.model, spec.loss, spec.metrics, begun.spec.optimizer, augment]))
     if begun.model is not None or not all(_is_ours(c.entry.factory) for c in components):
         return None
     resolved = spec.resolved()
@@ -26,6 +27,7 @@ def make_recipe(begun: Outline, bound: Bound) -> dict[str, Any] | None:
         **{key: resolved[key] for key in ("model", "loss", "metrics", "optimizer")},
         "fit": {key: resolved["fit"][key] for key in ("clip_norm", "accumulate", "batch_size", "deterministic")},
         "precision": str(bound.objective.precision),
+        "augment": [component.resolved() for component in augment],
         "transform": type(bound.objective.transform).__name__,
         "inputs": [list(begun.inputs.shape), begun.inputs.vocabulary],
         "outputs": [begun.outputs, bound.class_dim, bound.squeezed],

@@ -27,6 +27,7 @@ from fitkit import files
 from fitkit.builder.data import Prepared
 from fitkit.builder.objective import Contract, ignored
 from fitkit.engine.align import make_align
+from fitkit.engine.recompute import Block, recomputed
 from fitkit.errors import Fault, SpecError
 from fitkit.parts.optimizers import parameter_groups
 from fitkit.spec.component import Component
@@ -244,7 +245,7 @@ def measure(
     weights = sum(map(_bytes, [*parameters, *buffers]))
     trained = [p for p in parameters if p.requires_grad]
     averages = sum(map(_bytes, parameters)) if any(c.name == "EMA" for c in spec.callbacks) else 0
-    saved, largest = _batch(model, prepared, contract, device, ours)
+    saved, largest = _batch(model, spec, prepared, contract, device, ours)
     if precision is not None and saved is not None:  # fewer bytes, and a copy of the weights in that precision
         share = CAST.get(device.type, 0.6)
         saved = int(share * saved) + 2 * sum(p.numel() for p in parameters if p.ndim > 1)
@@ -264,7 +265,7 @@ def measure(
 
 
 def _batch(
-    model: nn.Module, prepared: Prepared, contract: Contract, device: torch.device, ours: bool
+    model: nn.Module, spec: Spec, prepared: Prepared, contract: Contract, device: torch.device, ours: bool
 ) -> tuple[int | None, int]:
     """Return the bytes that autograd saves of one batch, and of the largest tensor that an operation makes.
 
@@ -276,7 +277,8 @@ def _batch(
     numbers = {name: value for name, value in loss.own().items() if name not in ("class_weight", "pos_weight")}
     try:
         with _on_meta(tracker) as recurrent, saved_tensors_hooks(kept.pack, lambda tensor: tensor):
-            output: Any = model(x if transform is None else transform(x))
+            with recomputed(model, spec.fit, kept.block):
+                output: Any = model(x if transform is None else transform(x))
             try:
                 align = make_align(contract.kind, output, y, squeeze=ours, ignore_index=ignored(loss))
                 aligned, target, _ = align(output, y)
@@ -294,7 +296,19 @@ class _Kept:
     def __init__(self, there: Sequence[Tensor]) -> None:
         self.there = {tensor.untyped_storage()._cdata for tensor in there}
         self.storages: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no number is given twice
-        self.more = 0
+        self.more = self.inside = 0
+
+    def block(self, function: Callable[..., Any], block: Block, *args: Any, **kwargs: Any) -> Any:
+        """Run a block that is computed again: its input is kept, and what it saves is there for one block at a time."""
+        inner = _Kept([])
+        inner.there = self.there
+        with saved_tensors_hooks(inner.pack, lambda tensor: tensor):
+            result = function(*args, **kwargs)
+        self.inside = max(self.inside, inner.bytes)
+        for tensor in args:
+            if isinstance(tensor, Tensor):
+                self.pack(tensor)
+        return result
 
     def pack(self, tensor: Tensor) -> Tensor:
         """Note a tensor that autograd saves."""
@@ -306,7 +320,7 @@ class _Kept:
     @property
     def bytes(self) -> int:
         """The bytes of all of them."""
-        return self.more + sum(storage.nbytes() for storage in self.storages.values())
+        return self.more + self.inside + sum(storage.nbytes() for storage in self.storages.values())
 
 
 def _optimizer_state(component: Component, model: nn.Module) -> int | None:

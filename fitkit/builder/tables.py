@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 from fitkit.data import Data
+from fitkit.parts.augmentations import augmentations
 from fitkit.parts.callbacks import callbacks
 from fitkit.parts.layers import layers
 from fitkit.parts.losses import losses
@@ -43,6 +44,7 @@ TABLES: dict[str, Table] = {
     "sources": sources,
     "splits": splits,
     "transforms": transforms,
+    "augmentations": augmentations,
     "models": models,
     "layers": layers,
     "losses": losses,

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fitkit.engine.augment import Augment
 from fitkit.engine.seeds import order
 
 Batch = tuple[Tensor, Tensor]
@@ -30,27 +31,35 @@ class Batches(Protocol):
 class RowBatches:
     """Some rows of arrays that are at hand, (N, ...) and (N, ...), in batches; subclasses say how they are gathered.
 
-    `starts` is where each window begins, or None.
+    `starts` is where each window begins, or None. `augment` is what the samples of a training epoch go through; those
+    in order never do.
     """
 
     starts: Tensor | None = None
+    augment: Augment | None = None
 
     def __init__(self, x: Tensor, y: Tensor | None, rows: Tensor, batch_size: int) -> None:
         self.x, self.y, self.rows, self.batch_size = x, y, rows, batch_size
         self.samples: int | None = len(rows)
         self.per_epoch: int | None = -(-len(rows) // batch_size)
 
-    def _slices(self, rows: Tensor) -> Iterator[Batch]:
-        """Yield the samples with these row numbers in batches."""
+    def _slices(self, rows: Tensor, training: bool) -> Iterator[Batch]:
+        """Yield the samples with these row numbers in batches, augmented for training."""
         raise NotImplementedError
+
+    def order(self, seed: int, epoch: int) -> Tensor:
+        """Begin a training epoch: return its rows in their order (N,)."""
+        if self.augment is not None:
+            self.augment.begin(seed, epoch)
+        return order(self.rows, seed, epoch)
 
     def shuffled(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of a training epoch from number `start` on; the last may be smaller."""
-        return self._slices(order(self.rows, seed, epoch)[start * self.batch_size :])
+        return self._slices(self.order(seed, epoch)[start * self.batch_size :], training=True)
 
     def in_order(self) -> Iterator[Batch]:
         """Yield every sample once, in its own order."""
-        return self._slices(self.rows)
+        return self._slices(self.rows, training=False)
 
 
 class ArrayBatches(RowBatches):
@@ -83,7 +92,12 @@ class ArrayBatches(RowBatches):
         self.span = torch.arange((window or 0) + 1, device=x.device)
 
     def gather(self, rows: Tensor) -> Batch:  # (B,) -> (B, ...), (B, ...)
-        """Return the samples with these row numbers."""
+        """Return the samples with these row numbers for training, as the epoch of the last `order` sees them."""
+        x, y = self.plain(rows)
+        return x if self.augment is None else self.augment(x, rows), y
+
+    def plain(self, rows: Tensor) -> Batch:  # (B,) -> (B, ...), (B, ...)
+        """Return the samples with these row numbers as they are."""
         if self.starts is not None:
             at = self.starts.index_select(0, rows)[:, None] + self.span
             tokens = self.x[at].long()
@@ -92,7 +106,7 @@ class ArrayBatches(RowBatches):
         x = self.x.index_select(0, rows)
         return x.long() if self.tokens else x, self.y.index_select(0, rows)
 
-    def _slices(self, rows: Tensor) -> Iterator[Batch]:
-        gather, size = self.gather, self.batch_size
+    def _slices(self, rows: Tensor, training: bool) -> Iterator[Batch]:
+        gather, size = self.gather if training else self.plain, self.batch_size
         for start in range(0, len(rows), size):
             yield gather(rows[start : start + size])

@@ -6,6 +6,7 @@ ends by itself: nothing is left over when an epoch is left early, by an error or
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -51,7 +52,14 @@ class MappedBatches(RowBatches):
         self.large = too_much(x.numel() * x.element_size()) is not None
         self.waits = False  # whether the last read was one of the disk
 
-    def _slices(self, rows: Tensor) -> Iterator[Batch]:
+    def _slices(self, rows: Tensor, training: bool) -> Iterator[Batch]:
+        placed = rows.to(self.device)
+        for start, (x, y) in zip(itertools.count(0, self.batch_size), self._read_ahead(rows), strict=False):
+            if training and self.augment is not None:
+                x = self.augment(x, placed[start : start + self.batch_size])  # noqa: PLW2901
+            yield x, y
+
+    def _read_ahead(self, rows: Tensor) -> Iterator[Batch]:
         together = self.batch_size * max(1, READ_BYTES // max(1, self.batch_size * self.row_bytes))
         together = min(together, self.batch_size * MOST_BATCHES)
         pinned = self.device.type == "cuda"  # elsewhere an asynchronous copy may read memory that has changed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -12,6 +13,11 @@ from torch import Tensor, nn
 from fitkit.engine.batches import Batch
 from fitkit.errors import Fault, SpecError, TrainingError, show
 from fitkit.spec.options import FitOptions
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 # Where torch has no type for it: the CPU, MPS, cuBLAS, and CUDA outside of torch's own allocator.
 SAID = ("DefaultCPUAllocator", "MPS backend out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
@@ -23,6 +29,26 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in SAID)
+
+
+def forget_peak(device: torch.device) -> None:
+    """Begin to measure the peak of a device's memory anew; that of the process cannot be begun anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_mb(device: torch.device) -> float | None:
+    """Return the most memory that was held at once, in MB of 10^6 bytes; None where nothing tells.
+
+    On a GPU that of torch's tensors there since `forget_peak`, else the resident memory of the whole process since it
+    began, Python, torch and data included.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    if resource is None or device.type != "cpu":
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def asked(error: BaseException) -> str:

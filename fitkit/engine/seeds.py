@@ -12,18 +12,24 @@ import torch
 
 MASK = (1 << 64) - 1
 # What a stream is for; never renumber: the numbers are part of every result.
-SPLIT, INIT, ORDER, STEP, SAMPLE, BATCH = range(6)
+SPLIT, INIT, ORDER, STEP, SAMPLE, BATCH, AUGMENT = range(7)
+GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # SplitMix64's
 
 
 def derive(seed: int, *words: int) -> int:
     """Return a number in [0, 2^63) that depends on the seed and every word, by SplitMix64's finalizer (Steele 2014)."""
+    return derive_state(seed, *words) >> 1
+
+
+def derive_state(seed: int, *words: int) -> int:
+    """Return the 64 bits of `derive`, from which more words can be taken in."""
     state = seed & MASK
     for word in words:
-        state = (state + 0x9E3779B97F4A7C15 * (word + 1)) & MASK
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & MASK
+        state = (state + GOLDEN * (word + 1)) & MASK
+        state = ((state ^ (state >> 30)) * FIRST) & MASK
+        state = ((state ^ (state >> 27)) * SECOND) & MASK
         state ^= state >> 31
-    return state >> 1
+    return state
 
 
 def order(rows: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:  # (N,) -> (N,)

@@ -22,7 +22,7 @@ from torch import Tensor
 from fitkit.engine.batches import ArrayBatches, Batch, Batches
 from fitkit.engine.graph import Parts, step_on_batches, steps_on_rows
 from fitkit.engine.private import Graph, NoGraph, compile_graph
-from fitkit.engine.seeds import order, seed_step
+from fitkit.engine.seeds import seed_step
 from fitkit.engine.step import Rates, Sums, TrainStep
 from fitkit.engine.store import Store
 from fitkit.engine.tier import Tier
@@ -74,8 +74,13 @@ class WholeStep:
 
     @staticmethod
     def can(options: FitOptions, device: torch.device, scaler: Any) -> bool:
-        """Tell whether whole steps can be graphs: not where the host decides in a step, as fp16 and `halve` do."""
-        return device.type == "cpu" and scaler is None and options.out_of_memory == "stop"
+        """Tell whether whole steps can be graphs: not where the host decides in a step, as fp16 and `halve` do.
+
+        Nor where activations are computed again: only a graph of model and loss knows forward from backward.
+        """
+        if options.activation_checkpointing or scaler is not None:
+            return False
+        return device.type == "cpu" and options.out_of_memory == "stop"
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -99,7 +104,7 @@ class WholeStep:
         if not isinstance(train, ArrayBatches) or not self.begun:
             yield from self.eager.windows(train, epoch, start, left)
             return
-        rows = order(train.rows, self.eager.seed, epoch)
+        rows = train.order(self.eager.seed, epoch)
         size = train.batch_size * self.eager.accumulate
         full, every = len(rows) // size, -(-len(rows) // size)
         at = -(-start // self.eager.accumulate)  # behind the last window, which may hold fewer batches

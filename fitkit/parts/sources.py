@@ -25,8 +25,13 @@ BUNDLED = Path(__file__).with_name("bundled")  # see ORIGIN.md there
 def preprocessing(
     *,
     transform: Literal["auto", "none"] | Annotated[object, Part("transforms")] = "auto",
+    augment: list[Annotated[object, Part("augmentations")]] | None = None,
 ) -> None:
-    """Declare what every source takes: the transform of x that is fitted on the training rows."""
+    """Declare what every source takes.
+
+    `transform` is that of x, fitted on the training rows. `augment` lists what training samples go through in this
+    order, before the transform, differently in each epoch; validation and predictions never do.
+    """
 
 
 sources = Table("source", shared=preprocessing)

@@ -14,6 +14,7 @@ KEYS = {
     "trainer": "fit", "train": "fit", "training": "fit", "random_state": "seed", "seed_everything": "seed",
     "base": "extends", "_base_": "extends", "defaults": "extends", "run_name": "name", "experiment": "name",
     "lr": "optimizer.<name>.lr", "learning_rate": "optimizer.<name>.lr", "transforms": "data.<name>.transform",
+    "augment": "data.<name>.augment", "augmentation": "data.<name>.augment", "augmentations": "data.<name>.augment",
     "transform": "data.<name>.transform", "warmup": "schedule.<name>.warmup",
     "weight_decay": "optimizer.<name>.weight_decay", "early_stopping": "callbacks.EarlyStopping",
 }  # fmt: skip
@@ -28,6 +29,9 @@ FIT = {
     "mixed_precision": "precision", "fp16": "precision", "bf16": "precision", "dtype": "precision",
     "jit_compile": "compile", "torch_compile": "compile", "accelerator": "device", "devices": "device",
     "gpus": "device", "num_workers": "workers", "dataloader_num_workers": "workers",
+    "gradient_checkpointing": "activation_checkpointing", "activation_checkpoint": "activation_checkpointing",
+    "checkpoint_activations": "activation_checkpointing", "remat": "activation_checkpointing",
+    "rematerialize": "activation_checkpointing", "use_checkpoint": "activation_checkpointing",
     "check_val_every_n_epoch": "eval_every", "validation_freq": "eval_every", "eval_steps": "eval_every",
     "val_check_interval": "eval_every", "benchmark": "deterministic", "time_limit": "max_time",
 }  # fmt: skip
@@ -81,6 +85,15 @@ NAMES: dict[str, dict[str, str]] = {
         "zscore": "standardize",
         "MinMaxScaler": "scale", "minmax": "scale", "Rescaling": "scale", "ToTensor": "scale",
     },
+    "augmentations": {
+        "RandomHorizontalFlip": "random_flip", "RandomVerticalFlip": "random_flip", "RandomFlip": "random_flip",
+        "flip": "random_flip", "hflip": "random_flip", "HorizontalFlip": "random_flip", "RandomCrop": "random_crop",
+        "crop": "random_crop", "RandomTranslation": "random_crop", "random_shift": "random_crop",
+        "random_translate": "random_crop", "RandomErasing": "cutout", "Cutout": "cutout", "CoarseDropout": "cutout",
+        "RandomBrightness": "random_brightness", "brightness": "random_brightness",
+        "RandomContrast": "random_contrast", "contrast": "random_contrast", "GaussianNoise": "gaussian_noise",
+        "GaussNoise": "gaussian_noise", "noise": "gaussian_noise",
+    },
     "sources": {"CSV": "csv", "numpy": "npy", "tabular": "csv", "mnist": "digits", "txt": "text"},
 }  # fmt: skip
 
@@ -99,6 +112,7 @@ ARGUMENTS = {
     "n_layer": "depth", "num_layers": "depth", "n_layers": "depth", "n_embd": "width", "d_model": "width",
     "hidden_size": "width", "block_size": "length", "seq_len": "length", "sequence_length": "length",
     "direction": "mode", "early_stopping_patience": "patience", "metric": "monitor", "threshold": "min_delta",
+    "augmentation": "augment", "augmentations": "augment", "stddev": "std", "sigma": "std", "pad": "padding",
     "momentum_decay": "momentum", "normalization": "transform", "preprocessing": "transform",
 }  # fmt: skip
 

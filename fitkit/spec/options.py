@@ -26,6 +26,8 @@ class FitOptions:
     compile: make whole optimizer steps one graph by torch.compile, or else model and loss; auto stays eager.
     device: auto takes cuda, then mps, then cpu.
     deterministic: only algorithms that give the same bits every time; slower on a GPU.
+    activation_checkpointing: keep only the inputs of the model's blocks for the backward pass, which computes the rest
+        again, for less memory and about a third more computation.
     out_of_memory: stop the fit, or halve the batches of a forward pass, accumulated so that the step stays the same.
     workers: processes that read samples, for a `Dataset` or `DataLoader` given in Python.
     eval_every: evaluate after each of this many epochs, and at the end that epochs, max_steps or max_time set.
@@ -41,6 +43,7 @@ class FitOptions:
     compile: Literal["auto"] | bool = "auto"
     device: Device = "auto"
     deterministic: bool = False
+    activation_checkpointing: bool = False
     out_of_memory: Literal["stop", "halve"] = "stop"
     workers: NonNegativeInt = 0
     eval_every: PositiveInt = 1

@@ -273,7 +273,7 @@ def _holds_one(annotation: Any, node: Node) -> bool:
     if origin is not list and (origin is not tuple or members[-1:] != (Ellipsis,)):
         return False
     try:
-        convert(annotation, Node([node]))
+        convert(annotation, Node([node]), lambda *_: None)
     except Mismatch:
         return False
     return True
@@ -317,6 +317,9 @@ def _is_number(annotation: Any) -> bool:
 
 
 def _plural(annotation: Any) -> str:
+    for mark in _unpack(annotation)[1]:
+        if isinstance(mark, Part):
+            return mark.table
     bases = {_unpack(option)[0] for option in options(annotation)}
     words = {int: "whole numbers", float: "numbers", str: "strings", bool: "true or false"}
     inner = "".join(
