@@ -1,0 +1,74 @@
+"""How long does a whole command take, from the start of the interpreter to the last line?
+
+`fitkit fit specs/NAME.yaml` beside a script that does the same work as a good tutorial would write it
+([scripts/](scripts/)): the same data, split, network, optimizer, schedule, batches and epochs, validation after each,
+early stopping or averaged weights where the spec has them, the best epoch's weights saved, a line an epoch, a CSV of
+the history. Programs by their defaults; splits and draws differ, so early stopping may end a run of digits sooner. Per
+epoch: the same time by the epochs that were run. fitkit also hashes its data, writes checkpoints and can resume.
+"""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.measure import Benchmark, Target, Value
+
+if TYPE_CHECKING:
+    from benchmarks.measure import Numbers
+
+SPECS = ("digits", "char_gpt", "digits_resnet")
+BENCHMARK = Benchmark(
+    cases={spec: {"spec": spec} for spec in SPECS},
+    quick={spec: {"spec": spec, "epochs": 1} for spec in SPECS},
+    values=[
+        Value("seconds", "whole command, s", ".2f"),
+        Value("per_epoch", "s an epoch", ".2f"),
+        Value("epochs", "epochs", ".0f"),
+        Value("val_loss", "best val_loss", ".3f"),
+    ],
+    runs=3,
+    ratio="times the speed of",
+    targets=[
+        Target("S2", "fitkit fit", "textbook script", case="digits"),
+        Target("Done when", "fitkit fit", "textbook script", case="char_gpt"),
+        Target("Done when", "fitkit fit", "textbook script", case="digits_resnet"),
+    ],
+)
+
+
+def timed(command: list[str], out: Path) -> Numbers:
+    """Run a command that leaves history.csv in a folder."""
+    begun = time.perf_counter()
+    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+    seconds = time.perf_counter() - begun
+    rows = list(csv.DictReader((out / "history.csv").open()))
+    best = min(float(row["val_loss"]) for row in rows)
+    return {"seconds": seconds, "per_epoch": seconds / len(rows), "epochs": len(rows), "val_loss": best}
+
+
+@BENCHMARK.program("textbook script")
+def textbook(case: dict[str, Any]) -> Numbers:
+    with tempfile.TemporaryDirectory() as folder:
+        epochs = [str(case["epochs"])] if "epochs" in case else []
+        return timed([f"benchmarks/scripts/{case['spec']}.py", folder, *epochs], Path(folder))
+
+
+def fitkit(row: str, *overrides: str) -> None:
+    def run(case: dict[str, Any]) -> Numbers:
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "run"
+            epochs = [f"fit.epochs={case['epochs']}"] if "epochs" in case else []
+            spec = f"specs/{case['spec']}.yaml"
+            return timed(["-m", "fitkit", "fit", spec, "--out", str(out), *overrides, *epochs], out)
+
+    BENCHMARK.program(row)(run)
+
+
+fitkit("fitkit fit")
+fitkit("fitkit fit … fit.compile=true", "fit.compile=true")
