@@ -2,11 +2,11 @@
 
 launch-bound: MLP 64-256-256-256-10, 65,536 synthetic rows, batch 256, Adam, fp32. convnet: ResNet-20, 32 x 32 x 3,
 batch 128, SGD with Nesterov momentum, bf16. GPT-2: 124 million weights, 12 layers, width 768, 1,024 random tokens of
-50,304, batch 8, AdamW, bf16. TF32 on, loss and accuracy of every epoch, no evaluation; the first epoch is left out, in which
-compilers work. Textbook: `DataLoader`, `.item()` of every batch. CUDA graph by hand: data and sums on the device, one
-whole step captured, replayed for each batch. Compiled by hand: gather by index, channels_last for images, model and
-loss compiled, fused optimizer. MFU: six floating-point operations a weight and sample or token, for GPT-2 attention's
-too, of the 989 TFLOP/s that an H100 or H200 has in dense bf16.
+50,304, batch 8, AdamW, bf16. TF32 on, loss and accuracy of every epoch, no evaluation; the first epoch is left out, in
+which compilers work. Textbook: `DataLoader`, `.item()` of every batch. CUDA graph by hand: data and sums on the
+device, one whole step captured, replayed for each batch. Compiled by hand: gather by index, channels_last for images,
+model and loss compiled, fused optimizer. MFU: six floating-point operations a weight and sample or token, for GPT-2
+attention's too, of the 989 TFLOP/s that an H100 or H200 has in dense bf16.
 """
 
 from __future__ import annotations

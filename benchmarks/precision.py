@@ -35,7 +35,8 @@ def run(case: dict[str, int], precision: str) -> Numbers:
     for seed in range(case["seeds"]):
         overrides = {"seed": seed, "fit.precision": precision, "fit.device": "cpu"}
         overrides |= {key: value for key, value in case.items() if key != "seeds"}
-        found.append(fitkit.fit("specs/digits_resnet.yaml", overrides=overrides).best("val_accuracy"))
+        history = fitkit.fit("specs/digits_resnet.yaml", overrides=overrides)
+        found.append(history.best("val_accuracy")["val_accuracy"])
     return {"accuracy": statistics.mean(found), "sd": statistics.stdev(found) if len(found) > 1 else 0.0}
 
 
