@@ -213,6 +213,9 @@ def fitkit(t: Training, **options: Any) -> dict[str, float]:
     }
     model = None if "model" in t.spec else t.model
     trainer = fitkit.build(spec, model=model, data=(t.x, t.y), callbacks=[watch])
+    with torch.no_grad():  # a spec's model has weights of its own seed
+        for own, initial in zip(trainer.model.parameters(), t.model.parameters(), strict=True):
+            own.copy_(initial)
     trainer.fit()
     t.model = trainer.model
     return t.numbers()
