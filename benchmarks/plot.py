@@ -61,6 +61,7 @@ def panel(axis: Any, title: str, found: dict[str, list[float]]) -> None:
     for i, (values, middle) in enumerate(zip(found.values(), middles, strict=True)):
         axis.plot([min(values), max(values)], [i, i], color=GREY, linewidth=1)
         axis.text(max(*values, middle) * 1.03, i, f"{middle:.2g}" if middle < 10 else f"{middle:.0f}", va="center")
+    axis.set_xlim(0, max(middles) * 1.25)
     if max(middles) > 8:
         axis.set_xscale("log")
         axis.set_xlim(min(middles) / 1.6, max(middles) * 1.6)

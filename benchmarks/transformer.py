@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from benchmarks.training import Training
 
 BENCHMARK = Benchmark(
-    cases={"": (480, 3)},  # windows, epochs
+    cases={"": (360, 3)},  # windows, epochs
     quick={"": (60, 2)},
     values=[
         Value("us", "µs a step", ".0f"),
