@@ -7,25 +7,16 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from fitkit.engine.seeds import SPLIT, derive  # noqa: E402
+from fitkit.parts.sources import digits  # noqa: E402
+from fitkit.parts.splits import stratified  # noqa: E402  the same rows, so that the numbers can be compared
+
 FOLDER, EPOCHS = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 30
-DATA = Path(__file__).parents[2] / "fitkit/parts/bundled/digits.safetensors"
 BATCH, LR, PATIENCE, WARMUP = 64, 3e-3, 5, 0.05
-
-
-def split(y, val, test):
-    """Return the rows of train, val and test, each class in the same proportion."""
-    parts = [], [], []
-    for label in y.unique():
-        rows = (y == label).nonzero().flatten()
-        rows = rows[torch.randperm(len(rows))]
-        a, b = round(len(rows) * val), round(len(rows) * test)
-        for part, chosen in zip(parts, (rows[a + b :], rows[:a], rows[a : a + b]), strict=True):
-            part.append(chosen)
-    return [torch.cat(part) for part in parts]
 
 
 def evaluate(model, loader, loss_function):
@@ -41,11 +32,11 @@ def evaluate(model, loader, loss_function):
 
 
 torch.manual_seed(0)
-data = load_file(DATA)
-x, y = data["x"].float() / 16, data["y"].long()
-train_rows, val_rows, _ = split(y, 0.15, 0.15)
-train_loader = DataLoader(TensorDataset(x[train_rows], y[train_rows]), batch_size=BATCH, shuffle=True)
-val_loader = DataLoader(TensorDataset(x[val_rows], y[val_rows]), batch_size=BATCH)
+data = digits()
+x, y = data.x.float() / 16, data.y.long()
+rows = stratified(data, derive(0, SPLIT), val=0.15, test=0.15)
+train_loader = DataLoader(TensorDataset(x[rows["train"]], y[rows["train"]]), batch_size=BATCH, shuffle=True)
+val_loader = DataLoader(TensorDataset(x[rows["val"]], y[rows["val"]]), batch_size=BATCH)
 
 model = nn.Sequential(
     nn.Linear(64, 256),

@@ -7,30 +7,19 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from fitkit.data import Inputs  # noqa: E402
+from fitkit.engine.seeds import SPLIT, derive  # noqa: E402
 from fitkit.parts.models import resnet20  # noqa: E402  the network is the same; the script is about everything else
+from fitkit.parts.sources import digits  # noqa: E402
+from fitkit.parts.splits import stratified  # noqa: E402  the same rows, so that the numbers can be compared
 
 FOLDER, EPOCHS = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 15
 BATCH, LR = 64, 0.05
-
-
-def split(y, val):
-    """Return the rows of train and val, each class in the same proportion."""
-    train_rows, val_rows = [], []
-    for label in y.unique():
-        rows = (y == label).nonzero().flatten()
-        rows = rows[torch.randperm(len(rows))]
-        border = round(len(rows) * val)
-        train_rows.append(rows[2 * border :])  # the other border's rows are the test split
-        val_rows.append(rows[:border])
-    return torch.cat(train_rows), torch.cat(val_rows)
 
 
 def evaluate(model, loader, loss_function):
@@ -46,11 +35,11 @@ def evaluate(model, loader, loss_function):
 
 
 torch.manual_seed(0)
-data = load_file(ROOT / "fitkit/parts/bundled/digits.safetensors")
-x, y = data["x"].float().view(-1, 1, 8, 8) / 16, data["y"].long()
-train_rows, val_rows = split(y, 0.15)
-train_loader = DataLoader(TensorDataset(x[train_rows], y[train_rows]), batch_size=BATCH, shuffle=True)
-val_loader = DataLoader(TensorDataset(x[val_rows], y[val_rows]), batch_size=BATCH)
+data = digits(layout="image")
+x, y = data.x.float() / 16, data.y.long()
+rows = stratified(data, derive(0, SPLIT), val=0.15, test=0.15)
+train_loader = DataLoader(TensorDataset(x[rows["train"]], y[rows["train"]]), batch_size=BATCH, shuffle=True)
+val_loader = DataLoader(TensorDataset(x[rows["val"]], y[rows["val"]]), batch_size=BATCH)
 
 model = resnet20(Inputs((1, 8, 8)), 10)
 average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.98), use_buffers=False)
