@@ -100,7 +100,7 @@ def lean(
     """Train by hand with care: tensors gathered by index, a fused optimizer, sums that stay on the device."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     model = t.model.to(t.device, memory_format=memory_format)
-    x, y = t.x.to(t.device), t.y.to(t.device)
+    x, y = t.x.to(t.device, memory_format=memory_format), t.y.to(t.device)
     optimizer = t.make_optimizer(fused=True)
 
     def forward(inputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,14 +110,18 @@ def lean(
 
     step = torch.compile(forward, dynamic=False) if compiled else forward
     for _ in range(t.epochs):
-        sums = torch.zeros(2, device=t.device)
+        loss_sum, right_sum = torch.zeros((), device=t.device), torch.zeros((), device=t.device)
         for rows in torch.randperm(len(x), device=t.device).split(t.batch_size):
-            loss, right = step(x[rows].contiguous(memory_format=memory_format), y[rows])
+            inputs = x.index_select(0, rows)
+            if channels_last:
+                inputs = inputs.contiguous(memory_format=memory_format)
+            loss, right = step(inputs, y.index_select(0, rows))
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            sums += torch.stack((loss.detach() * len(rows), right))
-        sums.tolist()
+            loss_sum.add_(loss.detach(), alpha=len(rows))
+            right_sum += right
+        loss_sum.item(), right_sum.item()
         t.end_epoch()
     return t.numbers()
 
