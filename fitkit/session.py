@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fitkit import run_folder
 from fitkit.builder import assemble
@@ -22,6 +22,7 @@ from fitkit.changes import Change, changes, check_allowed
 from fitkit.engine import checkpoint
 from fitkit.engine.batches import RowBatches
 from fitkit.engine.signals import on_signal
+from fitkit.engine.weights import first_bytes
 from fitkit.errors import CheckpointError, Fault, SpecError
 from fitkit.history import History
 from fitkit.parts.callback import Callback
@@ -185,14 +186,8 @@ def fingerprint(prepared: Prepared) -> dict[str, str]:
             for tensor in (batches.x, batches.y, batches.rows, batches.starts):
                 if tensor is not None:
                     digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-                    digest.update(_bytes(tensor))
+                    digest.update(first_bytes(tensor, HASHED_BYTES))
         else:
             digest.update(str(batches.samples).encode())
         found[f"data_{name}"] = digest.hexdigest()
     return found
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    rows = -(-HASHED_BYTES // max(1, tensor[:1].numel() * tensor.element_size()))  # more may not fit in memory
-    flat = tensor[:rows].detach().contiguous().view(-1).view(torch.uint8)[:HASHED_BYTES]
-    return bytes(flat.cpu().clone().untyped_storage())

@@ -669,3 +669,10 @@ def test_warnings_of_a_clean_load_are_none(finished):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert fitkit.load(finished / "run").predict(torch.zeros(2, 3)).tolist()
+
+
+def test_the_first_bytes_of_a_tensor_are_those_it_would_write(tmp_path):
+    tensors = torch.randn(4, 5).T, torch.zeros(0), torch.tensor(3.0), torch.tensor([True, False]), torch.arange(6)[::2]
+    for tensor in tensors:
+        whole = bytes(tensor.contiguous().view(-1).view(torch.uint8).tolist())
+        assert weights.first_bytes(tensor) == whole and weights.first_bytes(tensor, 3) == whole[:3]

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from fitkit import run_folder
@@ -218,9 +217,8 @@ def of_checkpoint(saved: Checkpoint) -> dict[str, str]:
 
 def digest(tensor: Tensor) -> str:
     """Return the SHA-256 of a tensor's dtype, shape and bytes."""
-    flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
     about = f"{tensor.dtype} {tuple(tensor.shape)} ".encode()
-    return hashlib.sha256(about + bytes(flat.clone().untyped_storage())).hexdigest()
+    return hashlib.sha256(about + weights.first_bytes(tensor)).hexdigest()
 
 
 def _of_history(history: History) -> dict[str, str]:

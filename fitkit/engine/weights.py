@@ -81,6 +81,17 @@ def _spec(tensor: Tensor) -> TensorSpec:
     return TensorSpec(dtype=dtype, shape=tensor.shape, data_ptr=tensor.data_ptr(), data_len=length)
 
 
+def first_bytes(tensor: Tensor, most: int | None = None) -> bytearray:
+    """Return a copy of a tensor's bytes in their order, at most the first `most`."""
+    if most is not None:  # of what may not fit in memory
+        tensor = tensor[: -(-most // max(1, tensor[:1].numel() * tensor.element_size()))]
+    flat = tensor.detach().contiguous().view(-1).view(torch.uint8)[:most]
+    raw = bytearray(len(flat))
+    if raw:  # bytes() of a storage would call Python for each of them: seconds a megabyte
+        torch.frombuffer(raw, dtype=torch.uint8).copy_(flat)
+    return raw
+
+
 def sync(path: Path) -> None:
     """Make the system write a file or folder to the disk before anything else happens."""
     handle = os.open(path, os.O_RDONLY)
