@@ -204,7 +204,7 @@ def environment(trainer: Any, command: str | None) -> dict[str, Any]:
         "threads": trainer.tier.threads or torch.get_num_threads(),
         "precision": str(precision).removeprefix("torch."),
         "compiled": trainer.tier.compiles,
-        "compiled_from_epoch": trainer.tier.first if trainer.tier.compiles else None,
+        "compiled_from_epoch": trainer.tier.first or None,
         "compiled_or_not_because": trainer.tier.why,
         "command": command or " ".join(sys.argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -6,6 +6,7 @@ same bits whenever it is started, and a resumed run goes on as it began.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +16,14 @@ from fitkit.engine.batches import ArrayBatches, Batches
 from fitkit.engine.devices import can_compile
 from fitkit.spec.options import FitOptions
 
-MOST_STEPS_A_CALL = 8  # with more, compilation takes longer and steps hardly less
 SMALL_WORK = 2e7  # floating-point operations a step: about a millisecond
+CALLS_WORK = 2e8  # beyond, calls of small operations are a small part of a step
 # Steps of a small network after which compilation has paid for itself. Both what is saved and what it costs are mostly
-# Python, one for each operation of the network, so their quotient depends little on network or machine.
+# Python, a little for each operation of the network, so their quotient depends little on network or machine.
 BREAK_EVEN_STEPS = 60_000
+LONG = 4 * BREAK_EVEN_STEPS  # steps for which a larger graph, and a second one, pay too
+MOST_STEPS_A_CALL, MOST_OF_LONG = 5, 12
+CALL, EAGER_STEP = 2, 6  # what a call costs, and a step that is no part of one, in steps of a graph
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,10 @@ class Tier:
     """How the steps of a fit are taken.
 
     compiles: "whole steps", "model and loss", or "" where all is eager.
-    first: the first epoch whose steps are compiled.
+    first: the first epoch whose steps are compiled; 0 for none.
     steps: how many share a call, where they are whole graphs.
+    all_steps: whether the steps that are left at the end of an epoch are graphs too, each of its own: else the run
+        compiles one graph and takes these eagerly.
     threads: how many torch may use; None for what it is set to.
     why: one line.
     asked: whether the spec says so: then what can be compiled is, whether it pays or not.
@@ -37,6 +43,7 @@ class Tier:
     compiles: str
     first: int
     steps: int
+    all_steps: bool
     threads: int | None
     why: str
     asked: bool = False
@@ -78,24 +85,33 @@ def choose_tier(
         total: steps of the run, None where only time ends it.
         may_stop: whether a callback may end it earlier.
     """
-    small = device.type == "cpu" and work_of(model, train, flops) <= SMALL_WORK
-    long = any(isinstance(module, nn.modules.conv._ConvNd | nn.RNNBase) for module in model.modules())
-    steps = _steps_a_call(train, options.accumulate) if small and not long and not watched else 1
+    work = work_of(model, train, flops) if device.type == "cpu" else math.inf
+    long = any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
+    many = (total or 0) >= LONG and not may_stop
+    steps = 1 if long or watched or work > CALLS_WORK else _steps_a_call(train, options.accumulate, many)
     if options.compile == "auto":
         first, why = 1, _why_not(train, steps, whole)
         pays = f"the {BREAK_EVEN_STEPS:,} from which compilation pays"
         if not why and total is not None and total < BREAK_EVEN_STEPS:
             why = f"{total:,} steps are fewer than {pays}"
         if why:
-            return Tier("", 1, 1, 1 if small else None, why)
-        why = f"there are more steps than {pays}"
-        if total is None or may_stop:  # it may end any time: what was taken so far may come once more
-            each = train.per_epoch or 1
-            first, why = -(-BREAK_EVEN_STEPS * options.accumulate // each) + 1, f"that is after {pays}"
+            first, steps = 0, 1
+        elif total is None or may_stop:  # it may end any time: what was taken so far may come once more
+            first = -(-BREAK_EVEN_STEPS * options.accumulate // (train.per_epoch or 1)) + 1
+            why = f"that is after {pays}"
+        else:
+            why = f"there are more steps than {pays}"
     else:
-        first, why = 1, f"fit.compile is {str(options.compile).lower()}"
-    compiles = "whole steps" if whole else "model and loss"
-    return Tier(compiles if options.compile else "", first, steps, 1 if small else None, why, options.compile is True)
+        first, why = int(options.compile), f"fit.compile is {str(options.compile).lower()}"
+    return Tier(
+        compiles="" if not first else "whole steps" if whole else "model and loss",
+        first=first,
+        steps=steps,
+        all_steps=many or not _full(train, options.accumulate),
+        threads=1 if work <= SMALL_WORK else None,
+        why=why,
+        asked=options.compile is True,
+    )
 
 
 def _why_not(train: Batches, steps: int, whole: bool) -> str:
@@ -107,14 +123,22 @@ def _why_not(train: Batches, steps: int, whole: bool) -> str:
     return can_compile()
 
 
-def _steps_a_call(train: Batches, accumulate: int) -> int:
-    """Return how many steps a call should have, so that an epoch takes the fewest calls."""
-    full = (train.samples or 0) // (train.batch_size * accumulate)
-    return min(range(1, MOST_STEPS_A_CALL + 1), key=lambda steps: full // steps + full % steps)
+def _steps_a_call(train: Batches, accumulate: int, many: bool) -> int:
+    """Return how many steps a call should have, so that an epoch takes the least time."""
+    full, most = _full(train, accumulate), MOST_OF_LONG if many else MOST_STEPS_A_CALL
+    alone = CALL + 1 if many else EAGER_STEP
+    return min(range(1, most + 1), key=lambda steps: full // steps * (CALL + steps) + full % steps * alone)
+
+
+def _full(train: Batches, accumulate: int) -> int:
+    """Return the number of steps in an epoch that have all their samples."""
+    return (train.samples or 0) // (train.batch_size * accumulate)
 
 
 def work_of(model: nn.Module, train: Batches, flops: float | None) -> float:
     """Return the floating-point operations of a batch's forward and backward pass, at least as far as one can tell."""
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        return math.inf  # torch does not count what these do
     positions = len(train.span) - 1 or 1 if isinstance(train, ArrayBatches) else 1
     weights = sum(parameter.numel() for parameter in model.parameters())
     return 3 * train.batch_size * max(2.0 * positions * weights, flops or 0.0)  # not all operations are counted

@@ -83,8 +83,9 @@ def _spec(tensor: Tensor) -> TensorSpec:
 
 def first_bytes(tensor: Tensor, most: int | None = None) -> bytearray:
     """Return a copy of a tensor's bytes in their order, at most the first `most`."""
-    if most is not None:  # of what may not fit in memory
-        tensor = tensor[: -(-most // max(1, tensor[:1].numel() * tensor.element_size()))]
+    if most is not None and tensor.dim():  # of what may not fit in memory
+        rows = -(-most // max(1, tensor[:1].numel() * tensor.element_size()))
+        tensor = tensor[:rows].clone(memory_format=torch.contiguous_format)
     flat = tensor.detach().contiguous().view(-1).view(torch.uint8)[:most]
     raw = bytearray(len(flat))
     if raw:  # bytes() of a storage would call Python for each of them: seconds a megabyte

@@ -63,7 +63,7 @@ class WholeStep:
 
     def __init__(self, eager: TrainStep, tier: Tier, recipe: Any = None) -> None:
         self.eager, self.tier, self.steps = eager, tier, tier.steps
-        self.begun = False  # the epoch is one of those whose steps are compiled
+        self.begun, self.size = False, 0  # whether this epoch's steps are compiled; samples of a full step
         self.store = None if recipe is None else Store(recipe)
         self.graphs: dict[Any, list[Graph]] = {}
         self.trusted: dict[Any, Graph] = {}  # whose guards held in this epoch
@@ -101,11 +101,11 @@ class WholeStep:
     def windows(self, train: Batches, epoch: int, start: int, left: int | None) -> Iterator[Rows | Sequence[Batch]]:
         """Cut an epoch from batch `start` on into calls, for at most `left` steps."""
         self.begun = epoch >= self.tier.first
+        self.size = size = train.batch_size * self.eager.accumulate
         if not isinstance(train, ArrayBatches) or not self.begun:
             yield from self.eager.windows(train, epoch, start, left)
             return
         rows = train.order(self.eager.seed, epoch)
-        size = train.batch_size * self.eager.accumulate
         full, every = len(rows) // size, -(-len(rows) // size)
         at = -(-start // self.eager.accumulate)  # behind the last window, which may hold fewer batches
         end = every if left is None else min(every, at + left)
@@ -118,7 +118,7 @@ class WholeStep:
         """Take the steps of a call, from step `number` on; return how many were applied."""
         steps = window.steps if isinstance(window, Rows) else 1
         graph = None
-        if number > 0 and self.begun and not self.refused:
+        if number > 0 and self.begun and not self.refused and (self.tier.all_steps or self._is_full(window)):
             lrs = torch.tensor([rates(i) for i in range(steps)], dtype=torch.float64, device=self.eager.device)
             graph, inputs = self._graph(window, lrs)
         if graph is None:
@@ -134,6 +134,12 @@ class WholeStep:
         for group, lr in zip(self.eager.optimizer.param_groups, rates(steps - 1), strict=True):
             group["lr"] = lr
         return steps
+
+    def _is_full(self, window: Rows | Sequence[Batch]) -> bool:
+        """Tell whether a window is what most calls of an epoch are."""
+        if isinstance(window, Rows):
+            return window.steps == self.steps and len(window.rows) == self.steps * self.size
+        return sum(len(x) for x, _ in window) == self.size
 
     def _graph(self, window: Rows | Sequence[Batch], lrs: Tensor) -> tuple[Graph | None, Any]:
         """Return a graph that holds for the window, and its arguments; None for the graph if there can be none."""

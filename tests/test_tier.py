@@ -1,0 +1,123 @@
+"""How steps are taken is a function of what is declared: short runs stay eager and long ones are compiled."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import fitkit
+from fitkit.engine import devices, tier
+from fitkit.session import run
+
+X, Y = torch.randn(640, 8), torch.arange(640) % 3
+TOTAL = tier.BREAK_EVEN_STEPS  # 20 steps an epoch below
+LONG_ENOUGH = TOTAL // 20
+
+
+def declared(epochs, fit=None, **more):
+    options = {"epochs": epochs, "batch_size": 32, "device": "cpu", **(fit or {})}
+    return {"splits": {"random": {"val": 0}}, **more, "fit": options}
+
+
+def chosen(epochs, model=None, **more):
+    model = model or nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    return fitkit.build(declared(epochs, **more), model=model, data=(X, Y)).tier
+
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Dynamo|.*does not support|.*online softmax"),
+]
+needs_compiler = pytest.mark.skipif(bool(devices.can_compile()), reason=devices.can_compile() or "there is one")
+
+
+def test_a_short_run_stays_eager_and_says_why():
+    short = chosen(10)
+    assert (short.compiles, short.first, short.threads) == ("", 0, 1)
+    assert str(short) == "steps: eager: 200 steps are fewer than the 60,000 from which compilation pays"
+
+
+@needs_compiler
+def test_a_long_run_is_compiled_from_its_first_epoch():
+    long = chosen(LONG_ENOUGH)
+    assert (long.compiles, long.first, long.steps, long.all_steps) == ("whole steps", 1, 5, False)
+    assert str(long) == "steps: whole steps compiled: there are more steps than the 60,000 from which compilation pays"
+    longer = chosen(4 * LONG_ENOUGH)
+    assert longer.steps == 10 and longer.all_steps
+
+
+@needs_compiler
+def test_a_run_that_may_end_early_is_compiled_when_it_has_paid_as_much():
+    for more in ({"callbacks": {"EarlyStopping": {"monitor": "loss"}}}, {"fit": {"epochs": None, "max_time": 900.0}}):
+        late = chosen(4 * LONG_ENOUGH, **more)
+        assert (late.first, late.steps, late.all_steps) == (LONG_ENOUGH + 1, 5, False)
+        assert f"compiled from epoch {LONG_ENOUGH + 1:,} on" in str(late)
+
+
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [
+        (nn.Sequential(nn.Unflatten(1, (1, 8)), nn.Conv1d(1, 4, 3), nn.Flatten(), nn.Linear(24, 3)), {}),
+        (nn.Sequential(nn.Linear(8, 5000), nn.Linear(5000, 500), nn.Linear(500, 3)), {}),
+        (None, {"fit": {"out_of_memory": "halve"}}),
+        (None, {"callbacks": {"EMA": 0.9}}),
+    ],
+    ids=["convolutions", "much arithmetic", "batches that may be halved", "a callback that watches each step"],
+)
+def test_what_compilation_would_not_make_faster_stays_eager(model, more):
+    assert chosen(100 * LONG_ENOUGH, model, **more).compiles == ""
+
+
+def test_what_is_asked_for_is_compiled_however_short_it_is(monkeypatch):
+    monkeypatch.setattr(devices, "can_compile", lambda: "")
+    asked = chosen(1, fit={"compile": True})
+    assert asked.compiles == "whole steps" and asked.asked and asked.why == "fit.compile is true"
+    assert chosen(10**6, fit={"compile": False}).compiles == ""
+
+
+def test_without_a_compiler_auto_stays_eager_and_true_is_an_error(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "no-such-compiler" not in chosen(LONG_ENOUGH).why and "needs a C++ compiler" in chosen(LONG_ENOUGH).why
+    with pytest.raises(fitkit.SpecError, match="fit.compile: torch.compile needs a C\\+\\+ compiler"):
+        chosen(1, fit={"compile": True})
+
+
+def test_the_choice_is_in_the_run_folder(tmp_path):
+    model = nn.Linear(8, 3)
+    run(fitkit.load_spec(declared(1)), model=model, data=(X, Y), out=tmp_path / "run")
+    environment = json.loads((tmp_path / "run" / "env.json").read_text())
+    assert environment["compiled"] == "" and environment["compiled_from_epoch"] is None
+    assert environment["compiled_or_not_because"].startswith("20 steps are fewer than")
+    assert environment["threads"] == 1
+
+
+@needs_compiler
+def test_steps_before_the_first_compiled_epoch_are_those_of_an_eager_run(monkeypatch, tmp_path):
+    monkeypatch.setenv("FITKIT_CACHE", str(tmp_path))
+
+    def train(first):
+        torch.manual_seed(0)
+        trainer = fitkit.build(declared(3, fit={"compile": bool(first)}), model=nn.Linear(8, 3), data=(X, Y))
+        if first:
+            step = trainer._train_step
+            step.tier = replace(step.tier, first=first)
+        return trainer.fit()["loss"], trainer
+
+    (eager, _), (late, trainer) = train(0), train(3)
+    assert late[:2] == eager[:2] and late[2] == pytest.approx(eager[2], rel=1e-6)
+    assert sum(map(len, trainer._train_step.graphs.values())) == 1
+
+
+def test_threads_and_denormals_are_put_back_after_a_fit():
+    before = torch.get_num_threads()
+    seen = []
+
+    def look(trainer):
+        seen.append((torch.get_num_threads(), float(torch.tensor(1e-40) * 0.5)))
+
+    callback = fitkit.LambdaCallback(on_epoch_end=look)
+    fitkit.fit(declared(1), model=nn.Linear(8, 3), data=(X, Y), callbacks=[callback])
+    assert seen == [(1, 0.0)]
+    assert torch.get_num_threads() == before and float(torch.tensor(1e-40) * 0.5) > 0
