@@ -23,7 +23,7 @@ class FitOptions:
     accumulate: batches an optimizer step; the step equals one on a batch `accumulate` times as large.
     clip_norm: scale the gradient down to at most this global L2 norm before each step.
     precision: number format of the forward pass; auto is bf16 on a GPU that has it, fp32 elsewhere.
-    compile: make whole optimizer steps one graph by torch.compile, or else model and loss; auto stays eager.
+    compile: make whole optimizer steps one graph, or else model and loss; auto does so for small models and long runs.
     device: auto takes cuda, then mps, then cpu.
     deterministic: only algorithms that give the same bits every time; slower on a GPU.
     activation_checkpointing: keep only the inputs of the model's blocks for the backward pass, which computes the rest
