@@ -202,6 +202,15 @@ def test_the_schedule_of_a_loader_that_drops_its_last_batch_ends_with_the_run():
     assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025])
 
 
+def test_steps_that_fp16_skips_do_not_count_against_max_steps():
+    module = nn.Sequential(nn.Linear(4, 3))
+    overflow(module[0], at=3)
+    x, y = torch.randn(40, 4), torch.arange(40) % 3
+    trainer = scaled(fitkit.build(spec(max_steps=6), model=module, data={"train": (x, y)}), 8.0)
+    trainer.fit()
+    assert (trainer.step, trainer.skipped_steps, trainer.batch) == (6, 1, 7)
+
+
 def test_a_step_that_overflows_is_skipped_and_counted_and_moves_neither_weights_nor_schedule():
     """C7: the schedule counts applied steps; the optimizer's momentum and the EMA wait too."""
     data, module = {"train": (numbers(16, 4), labels(3, 16))}, linear(4, 3).float()
