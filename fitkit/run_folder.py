@@ -25,7 +25,8 @@ from fitkit.spec.spec import Spec, dump
 SPEC, RESOLVED, ENV = "spec.yaml", "resolved.yaml", "env.json"
 HISTORY_CSV, HISTORY_JSON, SUMMARY, WEIGHTS = "history.csv", "history.json", "summary.json", "model.safetensors"
 MOST_HISTORY_BYTES = 256 << 20  # a million epochs of ten columns
-LEFTOVER = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")  # what `write_text` and `save` write before they rename it
+# What `write_text` and `save` write before they rename it, and what safetensors does in between.
+LEFTOVER = re.compile(r"\..+\.[0-9a-f]{16}\.tmp|\.tmp[0-9A-Za-z]{6}")
 STATUSES = ("running", "interrupted", "failed", "finished")
 
 
@@ -121,8 +122,8 @@ def write_text(path: Path, text: str) -> None:
 
 def clear_leftovers(folder: Path) -> None:
     """Remove the unfinished files that a killed run left: of texts, and of weights, which may be large."""
-    for path in folder.rglob(".*.tmp"):
-        if LEFTOVER.fullmatch(path.name):
+    for path in [*folder.rglob(".*.tmp"), *folder.rglob(".tmp??????")]:
+        if LEFTOVER.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
 
 
@@ -171,6 +172,9 @@ class RunFolder(Callback):
             trainer.save(folder / WEIGHTS)
         write_text(folder / HISTORY_JSON, history.to_json())
         best = history.best(history.monitor) if history.best_epoch and history.monitor else None
+        if status == "finished" and trainer.compiled != trainer.tier.compiles:
+            actual = {"compiled": trainer.compiled, "compiled_or_not_because": trainer._train_step.refused}
+            write_text(folder / ENV, _json(read_environment(folder) | actual))
         summary = {
             "status": status,
             "stopped": history.stopped,

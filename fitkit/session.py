@@ -113,6 +113,8 @@ def _resume_from(folder: Path, trainer: Trainer, finished: bool, changed: Sequen
 
     if saved is not None:
         check_place(trainer, saved, keys)
+        if checkpoint.step_of(saved.path) == checkpoint.steps(folder / FOLDER)[-1]:
+            checkpoint.prune(folder / FOLDER)  # a save that was killed may not have come to it
 
     def resume(trainer: Trainer) -> None:
         if saved is not None:  # else it was killed before the first checkpoint: the beginning is where it stands

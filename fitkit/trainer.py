@@ -33,7 +33,7 @@ from fitkit.engine.devices import run_settings
 from fitkit.engine.memory import MicroBatches, forget_peak, peak_mb, refuse_batchnorm
 from fitkit.engine.monitor import Monitor
 from fitkit.engine.recompute import recomputed
-from fitkit.engine.seeds import seed_epoch
+from fitkit.engine.seeds import seed_epoch, seed_evaluation
 from fitkit.engine.signals import Interrupted
 from fitkit.engine.step import Evaluator, Objective, Sums, TrainStep, all_finite, explained
 from fitkit.engine.tier import choose_tier
@@ -187,8 +187,7 @@ class Trainer:
     @property
     def compiled(self) -> str:
         """What is compiled, or will be: "whole steps", "model and loss", or "" where all is eager."""
-        refused = isinstance(self._train_step, WholeStep) and self._train_step.refused
-        return self.tier.without_graphs if refused else self.tier.compiles
+        return self.tier.without_graphs if self._train_step.refused else self.tier.compiles
 
     def __str__(self) -> str:
         """Show the plan: what will run on what, for how long."""
@@ -377,6 +376,7 @@ class Trainer:
         if self.val is None or not due:
             return {}
         self._call("evaluate_begin")
+        seed_evaluation(self.device, self.seed, self.epoch)
         try:
             values = {f"val_{name}": value for name, value in self.evaluate(self.val).items()}
             self._keep_best({**self.row, **values})

@@ -46,6 +46,7 @@ NAMES = {
 NAMES |= {
     "os.environ.get": (  # of the user's own environment
         ("engine/store.py", "cache_folder"),
+        ("engine/store.py", "private_torch_cache"),
         ("engine/devices.py", "can_compile"),
     ),
     "types.FunctionType": (("engine/updates.py", "_calls"),),  # see INSIDE
@@ -55,7 +56,7 @@ NAMES |= {
     "vars": (
         ("parts/callback.py", "__init_subclass__"),  # the names of a class that Python code defined
         ("parts/callback.py", "__init__"),
-        ("engine/private.py", "bare_step"),  # whether somebody put a function of their own on an optimizer
+        ("engine/private.py", "_is_patched"),  # whether somebody put a function of their own on an optimizer
         ("model.py", "evaluate"),  # to copy a dataclass of ours
     ),
     "globals": (("__init__.py", "__dir__"),),  # what completion shows
@@ -69,8 +70,8 @@ NAMED = {
     ("resume.py", "capture", "name"): "one of the literal COUNTERS",
     ("resume.py", "_restore", "name"): "one of the literal COUNTERS",
     ("engine/saved.py", "refuse_misfit", "name"): "one of the literal COUNTERS, handed over by resume.py",
-    ("engine/private.py", "bare_step", "f'_optimizer_step_{when}_hooks'"): "two literal words",
-    ("engine/private.py", "bare_step", "f'_global_optimizer_{when}_hooks'"): "two literal words",
+    ("engine/private.py", "_step_hooks", "f'_optimizer_step_{when}_hooks'"): "two literal words",
+    ("engine/private.py", "_step_hooks", "f'_global_optimizer_{when}_hooks'"): "two literal words",
     ("engine/loading.py", "*", "name"): "one of the literal KEPT",
     ("parts/callback.py", "state_dict", "name"): "`remembers` of a class, which is code",
     ("parts/callback.py", "load_state_dict", "name"): "`remembers` of a class, which is code",

@@ -191,3 +191,24 @@ def test_compiled_model_and_loss_compute_again_too():
     eager.fit(), compiled.fit()
     for name, tensor in eager.model.state_dict().items():  # running statistics moved once a step
         torch.testing.assert_close(compiled.model.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_a_module_that_two_others_share_is_run_once():
+    shared = nn.Sequential(*[nn.Linear(4, 4) for _ in range(4)])
+
+    class Holds(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return self.net(x)
+
+    class Encoder(Holds):
+        pass
+
+    class Head(Holds):
+        pass
+
+    model = nn.ModuleDict({"encoder": Encoder(shared), "head": Head(shared)})
+    assert [block.name for block in blocks(model)] == ["encoder.net.0-1", "encoder.net.2-3"]

@@ -323,3 +323,39 @@ def test_nothing_is_compiled_after_the_first_epoch(name, monkeypatch):
     finally:
         torch.compiler.set_stance("default")
     assert made == [1, 1, 1] and trainer.compiled == "whole steps"
+
+
+@pytest.mark.parametrize("where", ["parameter", "optimizer"])
+def test_hooks_of_the_user_are_called_as_in_eager_steps(where):
+    def train(compiled):
+        torch.manual_seed(0)
+        module, called = nn.Linear(36, 3), []
+        spec = {"fit": {"epochs": 2, "batch_size": 13, "device": "cpu", "compile": compiled}}
+        trainer = fitkit.build(spec, model=nn.Sequential(nn.Flatten(), module), data={"train": (X, Y)})
+        if where == "parameter":
+            module.weight.register_hook(lambda gradient: called.append(1))
+        else:
+            trainer.optimizer.register_step_post_hook(lambda *_: called.append(1))
+        trainer.fit()
+        return len(called)
+
+    with pytest.warns(UserWarning, match="hooks on parameters or on the optimizer would not be called"):
+        assert train(True) == train(False) == 8
+
+
+def test_an_option_that_a_callback_changes_is_in_the_next_epoch_s_graph():
+    def train(compiled):
+        def change(trainer):
+            if trainer.epoch == 2:
+                for group in trainer.optimizer.param_groups:
+                    group["weight_decay"] = 5.0
+
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+        spec = {"optimizer": {"AdamW": 0.01}}
+        spec["fit"] = {"epochs": 3, "batch_size": 13, "device": "cpu", "compile": compiled}
+        callbacks = [fitkit.LambdaCallback(on_epoch_begin=change)]
+        fitkit.build(spec, model=module, data={"train": (X, Y)}, callbacks=callbacks).fit()
+        return module
+
+    assert furthest(train(True), train(False)) <= 1e-5

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fitkit.data import Data
 from fitkit.engine.augment import Augment
+from fitkit.engine.step import all_finite
 from fitkit.parts.transforms import Affine
 from fitkit.spec.component import Component, reason
 from fitkit.spec.spec import Spec
@@ -35,6 +36,9 @@ def make_augment(spec: Spec, data: Data, transform: nn.Module | None) -> Augment
     made = Augment([_bound(component, units) for component in asked], key)
     two = data.x[:2].clone()
     for number, component in enumerate(asked):
+        if component.entry.facts.get("units") == "input" and not isinstance(transform, Affine | None):
+            kind = type(transform).__name__
+            raise component.error(f"{component.name} is in units of the model's input, which {kind} does not tell.")
         if component.entry.facts.get("values") and transform is None and not two.is_floating_point():
             whole = str(two.dtype).removeprefix("torch.")
             raise component.error(
@@ -74,6 +78,8 @@ def _tried(source: Component, component: Component, augment: Augment, x: Tensor)
         gave = f"shape {tuple(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
         fault = f"{component.name} must return samples of the same shape, {tuple(x.shape)} here, but it gave {gave}."
         raise component.error(fault)
+    if all_finite([x]) and not all_finite([made]):
+        raise component.error(f"{component.name} makes NaN or infinity of the samples. Take smaller numbers.")
     return made
 
 

@@ -94,7 +94,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def prune(folder: Path, keep: int = KEEP) -> None:
-    """Remove all but the newest checkpoints, and what an interrupted save left behind."""
+    """Remove all but the newest checkpoints."""
     for step in steps(folder)[:-keep]:
         shutil.rmtree(folder / f"step-{step}", ignore_errors=True)
 

@@ -44,8 +44,8 @@ def can_compile() -> str:
     if any(c.isspace() for c in torch.__file__):
         return f"torch.compile does not work from a folder whose path holds a space ({torch.__path__[0]})"
     usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-    if shutil.which(os.environ.get("CXX", usual)) is None:
-        return f"torch.compile needs a C++ compiler, {usual} or what CXX names, and it is not installed"
+    if shutil.which(compiler := os.environ.get("CXX", usual)) is None:
+        return f"torch.compile needs a C++ compiler, and {compiler!r} is no program here: install one, or set CXX"
     return ""
 
 
@@ -96,4 +96,5 @@ def run_settings(options: FitOptions, device: torch.device, threads: int | None 
 
 
 def _flushes_denormals() -> bool:
-    return torch.tensor(5e-324, dtype=torch.float64).mul(1.0).item() == 0.0  # torch has no other way to ask
+    # Torch has no other way to ask.
+    return torch.tensor(5e-324, dtype=torch.float64, device="cpu").mul(1.0).item() == 0.0

@@ -109,8 +109,9 @@ def _from_numpy(value: Any, name: str) -> Tensor:
         return torch.from_numpy(value.astype(other, copy=True))
     if value.flags.writeable:
         return torch.from_numpy(value)
-    if mapped_file(value.__array_interface__["data"][0]) is None:
-        return torch.from_numpy(value.copy())
+    large = too_much(value.nbytes, ARRAY_SHARE) is not None
+    if not large or mapped_file(value.__array_interface__["data"][0]) is None:
+        return torch.from_numpy(value.copy())  # a module may write to what it is given
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # and nothing writes to it
         return torch.from_numpy(value)

@@ -36,12 +36,28 @@ def bare_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
     The wrapper also runs hooks: where any are registered, or where it is not found, this is `optimizer.step` itself.
     """
     wrapped = getattr(type(optimizer).step, "__wrapped__", None)
-    hooks = [getattr(optimizer, f"_optimizer_step_{when}_hooks", None) for when in ("pre", "post")]
-    hooks += [getattr(_module, f"_global_optimizer_{when}_hooks", None) for when in ("pre", "post")]
-    patched = "step" in vars(optimizer)  # someone put a function of their own on this very object
-    if wrapped is None or patched or any(hook is None or len(hook) for hook in hooks):
+    hooks = _step_hooks(optimizer)
+    if wrapped is None or _is_patched(optimizer) or any(hook is None or len(hook) for hook in hooks):
         return optimizer.step
     return functools.partial(wrapped, optimizer)
+
+
+def hooked(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether functions of a user's own are called in a step: by the optimizer, or by a gradient that arrives."""
+    for part in [optimizer, *getattr(optimizer, "bound_parts", list)()]:
+        if _is_patched(part) or any(_step_hooks(part)):
+            return True
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    return any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters)
+
+
+def _is_patched(optimizer: torch.optim.Optimizer) -> bool:
+    return "step" in vars(optimizer)  # someone put a function of their own on this very object
+
+
+def _step_hooks(optimizer: torch.optim.Optimizer) -> list[Any]:
+    hooks = [getattr(optimizer, f"_optimizer_step_{when}_hooks", None) for when in ("pre", "post")]
+    return hooks + [getattr(_module, f"_global_optimizer_{when}_hooks", None) for when in ("pre", "post")]
 
 
 class NoGraph(Exception):

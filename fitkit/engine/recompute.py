@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fitkit.engine.seeds import drawn_again, kept_random_state
 from fitkit.errors import Fault, SpecError, TrainingError, listing, show
 from fitkit.spec.options import FitOptions
 
@@ -45,16 +46,23 @@ class Block:
 
 def blocks(model: nn.Module) -> list[Block]:
     """Return the blocks of a model: repeated modules, and else about √n segments of a Sequential of n layers."""
-    return list(_blocks(model, ""))
+    return list(_blocks(model, "", set()))
 
 
-def _blocks(module: nn.Module, path: str) -> Iterator[Block]:
+def _blocks(module: nn.Module, path: str, seen: set[int]) -> Iterator[Block]:
+    if id(module) in seen:  # a module that two others share
+        return
+    seen.add(id(module))
     children = {name: child for name, child in module.named_children() if any(True for _ in child.children())}
     kinds = Counter(type(child) for child in children.values())
     found: list[Block] = []
     for name, child in children.items():
         whole = kinds[type(child)] > 1 and not _holds_blocks(child)
-        found += [Block(path + name, child)] if whole else _blocks(child, f"{path}{name}.")
+        if not whole:
+            found += _blocks(child, f"{path}{name}.", seen)
+        elif id(child) not in seen:
+            seen.add(id(child))
+            found.append(Block(path + name, child))
     yield from found or _segments(module, path)
 
 
@@ -107,7 +115,8 @@ def again(function: Callable[..., Any], block: Block, *args: Any, **kwargs: Any)
         return checkpoint(function, *args, use_reentrant=False, **kwargs)
     others = list(_other_buffers(block.inner))
     before = [(buffer, buffer._version) for _, _, buffer in others]
-    contexts = lambda: (contextlib.nullcontext(), _kept(block.inner))  # noqa: E731
+    drawn = drawn_again()
+    contexts = lambda: (contextlib.nullcontext(), _once_more(block.inner, drawn))  # noqa: E731
     result = checkpoint(function, *args, use_reentrant=False, context_fn=contexts, **kwargs)
     for (name, owner, buffer), (_, version) in zip(others, before, strict=True):
         if buffer._version != version or owner._buffers[name.rpartition(".")[2]] is not buffer:
@@ -160,6 +169,15 @@ def _other_buffers(module: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]
         if not isinstance(owner, NORMS):
             for name, buffer in owner.named_buffers(f"{path}." * bool(path), recurse=False):
                 yield name, owner, buffer
+
+
+@contextlib.contextmanager
+def _once_more(module: nn.Module, drawn: Callable[[], None]) -> Iterator[None]:
+    """Run a module a second time: what it draws is the same, and its statistics do not move again."""
+    with kept_random_state():  # torch's own is put back by torch
+        drawn()
+        with _kept(module):
+            yield
 
 
 @contextlib.contextmanager

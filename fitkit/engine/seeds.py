@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 MASK = (1 << 64) - 1
 # What a stream is for; never renumber: the numbers are part of every result.
-SPLIT, INIT, ORDER, STEP, SAMPLE, BATCH, AUGMENT = range(7)
+SPLIT, INIT, ORDER, STEP, SAMPLE, BATCH, AUGMENT, EVALUATE = range(8)
 GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # SplitMix64's
 
 
@@ -53,6 +53,19 @@ def kept_random_state() -> Iterator[None]:
             numpy.random.set_state(before[2])
 
 
+def drawn_again() -> Callable[[], None]:
+    """Return a function that puts Python's and NumPy's global generators where they are now."""
+    numpy = _numpy()
+    python, theirs = random.getstate(), numpy and numpy.random.get_state()
+
+    def again() -> None:
+        random.setstate(python)
+        if numpy:
+            numpy.random.set_state(theirs)
+
+    return again
+
+
 def seed_sample(seed: int) -> None:
     """Seed Python's, torch's and NumPy's global generators, from which the code of a dataset may draw."""
     random.seed(seed)
@@ -72,7 +85,17 @@ def seed_epoch(seed: int, epoch: int) -> None:
 
 def seed_step(device: torch.device, seed: int, step: int) -> None:
     """Seed the generator that dropout draws from on `device`, so that a step's masks depend on (seed, step) alone."""
-    value = derive(seed, STEP, step)
+    _seed_device(device, derive(seed, STEP, step))
+
+
+def seed_evaluation(device: torch.device, seed: int, epoch: int) -> None:
+    """Seed what a model or a dataset may draw from in an evaluation, which must not depend on the steps before it."""
+    value = derive(seed, EVALUATE, epoch)
+    seed_sample(value)
+    _seed_device(device, value)
+
+
+def _seed_device(device: torch.device, value: int) -> None:
     torch.default_generator.manual_seed(value)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(value)

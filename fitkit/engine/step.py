@@ -161,6 +161,7 @@ class TrainStep:
         self.forward: Callable[..., Any] = objective.forward
         self.fresh = False
         self.interruptible = False  # a signal need not wait for the end of what is done now
+        self.refused = ""  # why steps are no graphs although they were to be
         self.inverses: dict[int, Tensor] = {}
         self.begin_epoch()
 

@@ -15,8 +15,10 @@ import io
 import json
 import os
 import platform
+import re
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,40 @@ from fitkit.engine.private import Graph, load_graph
 
 MOST_BYTES = 1 << 30  # of all graphs together: the ones not used for longest go first
 DIGEST = 64
+TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+NAME = re.compile(r"[0-9a-f]{64}")
 
 
 def cache_folder() -> Path:
     """Return where compiled steps are kept: $FITKIT_CACHE, or fitkit under $XDG_CACHE_HOME or ~/.cache."""
     own = os.environ.get("FITKIT_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fitkit"
+
+
+@contextlib.contextmanager
+def private_torch_cache() -> Iterator[None]:
+    """Let torch's compiler keep its code where only the user can write.
+
+    By itself it takes a folder among all users' temporary files, under a name that anybody can take first. One that the
+    user chose stays.
+    """
+    chosen = os.environ.get(TORCH_CACHE)
+    if chosen and Path(chosen).parent != Path(tempfile.gettempdir()):
+        yield
+        return
+    folder = cache_folder() / "torch"
+    try:
+        make_private(cache_folder())
+        make_private(folder)
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="fitkit-"))
+    os.environ[TORCH_CACHE] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop(TORCH_CACHE)
+        if chosen:
+            os.environ[TORCH_CACHE] = chosen
 
 
 class Store:
@@ -66,8 +96,7 @@ class Store:
         """Keep a graph; return why it could not be kept, or nothing."""
         path = self.path(key)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self.folder.chmod(0o700)
+            make_private(self.folder)
             with tempfile.TemporaryDirectory(dir=self.folder) as folder:
                 saved = Path(folder) / "graph"
                 graph.save(str(saved))
@@ -81,13 +110,22 @@ class Store:
         return ""
 
 
+def make_private(folder: Path) -> None:
+    """Make a folder that only the user can read or write; OSError where it is a link or another's."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise OSError(f"{folder} is a link, or belongs to somebody else")
+    folder.chmod(0o700)
+
+
 def entries(folder: Path | None = None) -> list[tuple[Path, int, float]]:
     """Return the stored graphs as (path, bytes, time of the last use), the newest first."""
     found = []
     with contextlib.suppress(OSError):
         for path in ((folder or cache_folder()) / "graphs").iterdir():
-            if path.is_file() and not path.is_symlink():
-                status = path.stat()
+            status = path.lstat()
+            if NAME.fullmatch(path.name) and stat.S_ISREG(status.st_mode):
                 found.append((path, status.st_size, status.st_mtime))
     return sorted(found, key=lambda entry: -entry[2])
 
@@ -102,9 +140,10 @@ def prune(folder: Path, most: int = MOST_BYTES) -> None:
 
 
 def _is_private(path: Path) -> bool:
-    """Tell whether a file or folder, no link, belongs to the user and nobody else may write to it."""
+    """Tell whether a file or folder, no link or pipe, belongs to the user and nobody else may write to it."""
     status = path.lstat()
-    return status.st_uid == os.getuid() and not stat.S_ISLNK(status.st_mode) and not status.st_mode & 0o022
+    kept = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
+    return kept and status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
 @functools.cache
@@ -119,5 +158,4 @@ def _environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "processor": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "threads": torch.get_num_threads(),
     }

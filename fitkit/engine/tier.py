@@ -94,6 +94,8 @@ def choose_tier(
         pays = f"the {BREAK_EVEN_STEPS:,} from which compilation pays"
         if not why and total is not None and total < BREAK_EVEN_STEPS:
             why = f"{total:,} steps are fewer than {pays}"
+        elif not why and total is not None and may_stop and total < 2 * BREAK_EVEN_STEPS:
+            why = f"a run of {total:,} steps that may end early is too short to wait for {pays}"
         if why:
             first, steps = 0, 1
         elif total is None or may_stop:  # it may end any time: what was taken so far may come once more

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from fitkit.engine.batches import ArrayBatches, Batch, Batches
 from fitkit.engine.graph import Parts, step_on_batches, steps_on_rows
-from fitkit.engine.private import Graph, NoGraph, compile_graph
+from fitkit.engine.private import Graph, NoGraph, compile_graph, hooked
 from fitkit.engine.seeds import seed_step
 from fitkit.engine.step import Rates, Sums, TrainStep
-from fitkit.engine.store import Store
+from fitkit.engine.store import Store, private_torch_cache
 from fitkit.engine.tier import Tier
 from fitkit.engine.updates import updates_of
 from fitkit.spec.options import FitOptions
@@ -64,12 +64,12 @@ class WholeStep:
     def __init__(self, eager: TrainStep, tier: Tier, recipe: Any = None) -> None:
         self.eager, self.tier, self.steps = eager, tier, tier.steps
         self.begun, self.size = False, 0  # whether this epoch's steps are compiled; samples of a full step
-        self.store = None if recipe is None else Store(recipe)
+        self.store = None if recipe is None else Store([recipe, tier.threads or torch.get_num_threads()])
         self.graphs: dict[Any, list[Graph]] = {}
         self.trusted: dict[Any, Graph] = {}  # whose guards held in this epoch
         self.proved: list[Graph] = []  # whose guards held after their own first call too
         self.parts: Parts | None = None
-        self.refused = self.signature = ""
+        self.refused = self.signature = self.traced = ""
         self.compiling = False
 
     @staticmethod
@@ -143,8 +143,14 @@ class WholeStep:
 
     def _graph(self, window: Rows | Sequence[Batch], lrs: Tensor) -> tuple[Graph | None, Any]:
         """Return a graph that holds for the window, and its arguments; None for the graph if there can be none."""
-        if self.parts is None:
-            self.parts = self._make_parts()
+        if not self.signature:  # the first call of an epoch: what a graph is traced from may have changed
+            # Not before: optimizers have their state after the first step only.
+            self.signature = signature(self.eager, window.batches if isinstance(window, Rows) else window)
+            if hooked(self.eager.optimizer):
+                self._refuse("hooks on parameters or on the optimizer would not be called")
+                return None, ()
+            if self.signature != self.traced:
+                self.parts, self.traced = self._make_parts(), self.signature
         if self.parts is None:
             return None, ()
         if isinstance(window, Rows):
@@ -160,8 +166,6 @@ class WholeStep:
 
     def _find(self, key: Any, arguments: Any) -> Graph | None:
         """Return a graph for these shapes from what is known, stored, or can be compiled."""
-        # Not before: optimizers have their state after the first step only.
-        self.signature = self.signature or signature(self.eager, arguments[1])
         key = key, self.signature
         known = self.graphs.setdefault(key, [])
         for graph in known:
@@ -172,7 +176,8 @@ class WholeStep:
             return None
         self.compiling = True
         try:
-            made = self._stored_or_compiled(key, arguments)
+            with private_torch_cache():
+                made = self._stored_or_compiled(key, arguments)
         except NoGraph as error:
             self._refuse(str(error))
             return None

@@ -65,7 +65,7 @@ class Mapped:
 
     @staticmethod
     def _save() -> str:
-        return "Save it as uint8, int32 or float32, or say read: memory."
+        return "Save it as uint8, int32 or float32; a smaller file may say read: memory."
 
 
 def joined(tensors: list[Tensor]) -> Tensor | None:
