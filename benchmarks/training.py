@@ -204,16 +204,21 @@ def update(t: Training, state: State, gradients: list[Tensor]) -> None:
     adam(state.weights, gradients, state.first, state.second, [], state.steps, lr=lr, weight_decay=decay, **options)
 
 
-def fitkit(t: Training, **options: Any) -> dict[str, float]:
-    """Train by a spec; `options` are keys of its `fit:`."""
+def fitkit(t: Training, epochs: int | None = None, **options: Any) -> dict[str, float]:
+    """Train by a spec; `options` are keys of its `fit:`. A run of more `epochs` is ended after those to be measured."""
     import fitkit
 
-    watch = fitkit.LambdaCallback(on_epoch_end=lambda trainer: t.end_epoch())
+    def end_epoch(trainer: Any) -> None:
+        t.end_epoch()
+        if trainer.epoch == t.epochs:
+            trainer.stop("measured")
+
+    watch = fitkit.LambdaCallback(on_epoch_end=end_epoch)
     spec = {
         **t.spec,
         "splits": {"random": {"val": 0.0}},
         "optimizer": {t.optimizer: {**t.arguments, "no_decay": "none"}},
-        "fit": {"epochs": t.epochs, "batch_size": t.batch_size, "device": t.device, **options},
+        "fit": {"epochs": epochs or t.epochs, "batch_size": t.batch_size, "device": t.device, **options},
     }
     model = None if "model" in t.spec else t.model
     trainer = fitkit.build(spec, model=model, data=(t.x, t.y), callbacks=[watch])

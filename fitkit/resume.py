@@ -20,6 +20,7 @@ from fitkit.engine import checkpoint
 from fitkit.engine.checkpoint import Checkpoint
 from fitkit.engine.saved import is_known, refuse_misfit
 from fitkit.engine.weights import snapshot, untie
+from fitkit.engine.whole_step import WholeStep
 from fitkit.errors import CheckpointError, Fault, SpecError
 from fitkit.history import History
 from fitkit.trainer import Trainer
@@ -91,6 +92,7 @@ def capture(trainer: Trainer) -> tuple[dict[str, dict[str, Tensor]], dict[str, A
         "history": trainer.history.to_json(),
         "ties": {name: ties for name, (_, ties) in untied.items()},
         "has_best": trainer.best is not None,
+        "refused": trainer._train_step.refused,  # steps that were no graphs then must be none now
     }
     return {name: kept for name, (kept, _) in untied.items()}, state
 
@@ -141,6 +143,8 @@ def _restore(trainer: Trainer, saved: Checkpoint, changed: Collection[str]) -> N
     if trainer.batch == state["per_epoch"] and trainer.train.per_epoch is not None:
         trainer.batch = trainer.train.per_epoch  # the end of an epoch, however many batches it has now
     trainer.stopped = "" if any(key.startswith(ENDS) for key in changed) else state["stopped"]
+    if state["refused"] and isinstance(trainer._train_step, WholeStep):
+        trainer._train_step.go_without_graphs(state["refused"])
     trainer.checkpoint = saved.path
     trainer.history.history.update(history.history)
     trainer.history.monitor, trainer.history.best_epoch = history.monitor, history.best_epoch

@@ -192,11 +192,12 @@ def test_an_array_that_no_step_can_use_as_it_lies_is_refused_with_what_to_write(
 
 @linux
 @pytest.mark.parametrize("mode", ["r", "r+", "c"])
-def test_a_memmap_is_never_copied(mode, folder, monkeypatch):
+def test_a_memmap_is_copied_only_where_it_is_small_and_nobody_may_write_to_it(mode, folder, monkeypatch):
     x = np.load(folder / "x.npy", mmap_mode=mode)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(15, 3))
     small, _ = trained({"arrays": {"transform": "scale"}}, model, (x, LABELS))
-    assert isinstance(small.train, ArrayBatches) and small.train.x.data_ptr() == x.ctypes.data
+    assert isinstance(small.train, ArrayBatches)
+    assert (small.train.x.data_ptr() == x.ctypes.data) == (mode != "r")
     monkeypatch.setattr(files, "available_memory", lambda: 3_000)
     large, _ = trained({"arrays": {"transform": "scale"}}, model, (x, LABELS))
     assert isinstance(large.train, MappedBatches) and large.train.x.data_ptr() == x.ctypes.data
@@ -247,7 +248,7 @@ def anonymous_bytes():
 @pytest.mark.parametrize(("read", "share"), [("memory", 1.6), ("map", 0.6)])
 def test_bytes_take_their_own_size_in_memory_once_or_hardly_any(read, share, tmp_path, monkeypatch):
     monkeypatch.setattr(transforms, "CHUNK", 1 << 20)
-    rows, width = 2000, 65536
+    rows, width = 6000, 65536  # glibc keeps some 150 MB of what the reading threads freed, however large x is
     np.save(tmp_path / "x.npy", np.ones((rows, width), dtype=np.uint8) * np.arange(rows, dtype=np.uint8)[:, None])
     np.save(tmp_path / "y.npy", np.arange(rows) % 2)
     before, most = anonymous_bytes(), []

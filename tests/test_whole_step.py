@@ -227,6 +227,44 @@ def test_a_killed_run_takes_the_same_calls_and_ends_in_the_same_bits(tmp_path, m
     assert whole.history["loss"] == resumed.history["loss"]
 
 
+class Counted(nn.Module):
+    """Counts its calls, by which guards of a graph no longer hold after the first one."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.drop, self.calls = nn.Linear(36, 3), nn.Dropout(0.5), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.layer(self.drop(x.flatten(1)))
+
+
+@pytest.mark.filterwarnings("ignore:a training step cannot be one graph")
+def test_a_resumed_run_remembers_that_its_steps_are_no_graphs(tmp_path, monkeypatch):
+    monkeypatch.setattr(tier, "BREAK_EVEN_STEPS", 1)  # auto compiles
+
+    class Killed(BaseException):
+        pass
+
+    def go(folder, resume=False, killed=False):
+        def kill(trainer):
+            if killed and trainer.epoch == 2:
+                raise Killed
+
+        spec = {"fit": {"epochs": 3, "batch_size": 13, "device": "cpu"}}
+        callbacks, data = [fitkit.LambdaCallback(on_evaluate_begin=kill)], {"train": (X, Y), "val": (X, Y)}
+        wanted = fitkit.load_spec(spec)
+        return run(wanted, model=Counted(), data=data, out=folder, resume=resume, callbacks=callbacks, every_steps=3)[1]
+
+    whole = go(tmp_path / "whole")
+    with pytest.raises(Killed):
+        go(tmp_path / "cut", killed=True)
+    resumed = go(tmp_path / "cut", resume=True)
+    assert resumed._train_step.refused == whole._train_step.refused != "" and not resumed._train_step.graphs
+    assert same(bits(whole), bits(resumed)) and whole.history["loss"] == resumed.history["loss"]
+
+
 def test_a_cache_that_cannot_be_written_is_said_and_training_goes_on(cache):
     cache.parent.write_text("a file")
     with pytest.warns(UserWarning, match="could not be kept for the next run: .*Error"):

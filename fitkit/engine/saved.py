@@ -26,6 +26,7 @@ def refuse_misfit(trainer: Any, counters: Iterable[str], state: Mapping[str, Any
     """
     own = trainer.model.state_dict()
     _refuse_tensors("model", own, groups["model"])
+    _right("", state["refused"], "refused")
     if _right(False, state["has_best"], "has_best"):
         _refuse_tensors("best", own, groups["best"])
     for name in counters:

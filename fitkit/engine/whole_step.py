@@ -207,12 +207,15 @@ class WholeStep:
             return None
         return Parts(eager.model, eager.objective, eager.parameters, updates, eager.clip_norm)
 
-    def _refuse(self, why: str) -> None:
+    def go_without_graphs(self, why: str) -> None:
+        """Take all steps as `eager` does from now on, with model and loss compiled if compilation was asked for."""
         self.refused = why
-        instead = "the steps stay eager"
         if self.tier.without_graphs:
             self.eager.compile_forward()
-            instead = "model and loss alone are compiled"
+
+    def _refuse(self, why: str) -> None:
+        self.go_without_graphs(why)
+        instead = "model and loss alone are compiled" if self.tier.without_graphs else "the steps stay eager"
         warnings.warn(f"a training step cannot be one graph, so {instead}: {why}", stacklevel=2)
 
 
