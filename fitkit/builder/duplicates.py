@@ -17,17 +17,19 @@ def say_shared(x: Tensor, train: Tensor | None, other: Tensor, val: Tensor | Non
     size = max(x.numel(), other.numel()) * x.element_size()
     if size > MOST_BYTES or not len(x) or not len(other) or x[0].numel() == 0 or x.dtype != other.dtype:
         return ""
-    codes = [_codes(t if rows is None else t[rows.to(t.device)]) for t, rows in ((x, train), (other, val))]
+    codes = [_codes(*part) for part in ((x, train), (other, val))]
     shared = int(torch.isin(codes[1].cpu(), codes[0].cpu()).sum())
     return f"{shared} of {len(codes[1])} rows of val are duplicates of rows of train" if shared else ""
 
 
-def _codes(x: Tensor) -> Tensor:  # (N, ...) -> (N,) int64
-    """Return a 64-bit code of each row's bytes: equal rows have equal codes, others by chance one pair in 2^64."""
-    raw = x.contiguous().flatten(1) if x.ndim > 1 else x.contiguous()[:, None]
-    raw = raw.view(torch.uint8).flatten(1)
+def _codes(x: Tensor, chosen: Tensor | None) -> Tensor:  # (N, ...), (n,) -> (n,) int64
+    """Return a 64-bit code of each chosen row's bytes: equal ones have equal codes, others seldom."""
+    chosen = torch.arange(len(x), device=x.device) if chosen is None else chosen.to(x.device)
+    bytes_a_row = x[0].numel() * x.element_size()
     generator = torch.Generator().manual_seed(0)
-    factors = torch.randint(-(2**62), 2**62, (raw.shape[1],), generator=generator) * 2 + 1
-    factors = factors.to(x.device)
-    rows = max(1, CHUNK // raw.shape[1])
-    return torch.cat([((part.long() + 1) * factors).sum(1) for part in torch.split(raw, rows)])
+    factors = (torch.randint(-(2**62), 2**62, (bytes_a_row,), generator=generator) * 2 + 1).to(x.device)
+    codes = []
+    for rows in torch.split(chosen, max(1, CHUNK // bytes_a_row)):  # a copy of all of them may not fit
+        raw = x.index_select(0, rows).contiguous().view(len(rows), -1).view(torch.uint8)
+        codes.append(((raw.long() + 1) * factors).sum(1))
+    return torch.cat(codes)
