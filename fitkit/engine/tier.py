@@ -96,7 +96,7 @@ def choose_tier(
             why = f"{total:,} steps are fewer than {pays}"
         elif not why and total is not None and may_stop and total < 2 * BREAK_EVEN_STEPS:
             why = f"a run of {total:,} steps that may end early is too short to wait for {pays}"
-        if why:
+        if why := why or can_compile():
             first, steps = 0, 1
         elif total is None or may_stop:  # it may end any time: what was taken so far may come once more
             first = -(-BREAK_EVEN_STEPS * options.accumulate // (train.per_epoch or 1)) + 1
@@ -122,7 +122,7 @@ def _why_not(train: Batches, steps: int, whole: bool) -> str:
         return "steps on this device, in this precision or with out_of_memory: halve are no graphs"
     if steps == 1 or not isinstance(train, ArrayBatches):
         return "a step is more than small calls, which compilation would save"
-    return can_compile()
+    return ""
 
 
 def _steps_a_call(train: Batches, accumulate: int, many: bool) -> int:
