@@ -332,6 +332,11 @@ def test_a_registered_augmentation_is_one_definition():
             r'expects a list of augmentations, not "random_flip". Write \["random_flip"\]',
         ),
         (
+            {"random_flip": {"p": 0.5}},
+            (PIXELS, LABELS),
+            r"expects a list of augmentations, not a mapping. Write \[\{random_flip: …\}\]",
+        ),
+        (
             ["RandomHorizontalFlip"],
             (PIXELS, LABELS),
             'no augmentation "RandomHorizontalFlip". Did you mean "random_flip"',

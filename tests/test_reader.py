@@ -253,7 +253,8 @@ def test_what_a_dict_may_not_hold_is_refused_with_its_path():
         ({"a": b"x"}, "a", "not a bytes."),
         ({"a": complex(1)}, "a", "not a complex."),
         ({"a": object}, "a", 'not a type. Write its name, "object".'),
-        (endless, None, "at most 32 levels."),
+        (endless, None, "at most 10,000 values and 32 levels."),
+        ({"a": [[1] * 200 for _ in range(200)]}, "a[49]", "at most 10,000 values and 32 levels."),
     ]:
         with pytest.raises(SpecError) as caught:
             read_object(value)

@@ -35,7 +35,7 @@ def choose_device(asked: str) -> torch.device:
 def check_compile(asked: object) -> None:
     """Raise SpecError where torch.compile is asked for and cannot work."""
     if asked is True and (why := can_compile()):
-        raise SpecError(Fault(f"{why}; or write auto.", "fit.compile"))
+        raise SpecError(Fault(f"{why}. Write auto, which stays eager then.", "fit.compile"))
 
 
 def can_compile() -> str:

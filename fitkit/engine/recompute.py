@@ -1,7 +1,7 @@
 """Activation checkpointing: blocks of a model forget what lies inside of them, and compute it again when they need it.
 
 Between forward and backward only the input of each block is kept, so memory grows by the block instead of by the layer,
-for about a third more computation. The numbers stay the same to the bit: dropout draws its masks again from the same
+for the time of a second forward pass. The numbers stay the same to the bit: dropout draws its masks again from the same
 generator state, and running statistics of norms move in the first pass alone.
 """
 

@@ -27,7 +27,7 @@ class FitOptions:
     device: auto takes cuda, then mps, then cpu.
     deterministic: only algorithms that give the same bits every time; slower on a GPU.
     activation_checkpointing: keep only the inputs of the model's blocks for the backward pass, which computes the rest
-        again, for less memory and about a third more computation.
+        again, for less memory and the time of a second forward pass.
     out_of_memory: stop the fit, or halve the batches of a forward pass, accumulated so that the step stays the same.
     workers: processes that read samples, for a `Dataset` or `DataLoader` given in Python.
     eval_every: evaluate after each of this many epochs, and at the end that epochs, max_steps or max_time set.

@@ -7,9 +7,10 @@ has at most 1 MiB, 10,000 nodes and 32 levels, so reading a stranger's file is b
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,21 +132,26 @@ def _placed(node: Node, place: Place) -> Node:
     return Node(value, place, place, None, node.quoted)
 
 
-def read_object(value: Any, path: str = "", level: int = 0) -> Node:
+def read_object(value: Any) -> Node:
     """Read a spec that is a Python dict; tuples count as lists."""
-    if level > MOST_LEVELS:
-        raise SpecError(Fault(f"a spec has at most {MOST_LEVELS} levels.", path))
-    if isinstance(value, Mapping | list | tuple) and len(value) > MOST_NODES:
-        raise SpecError(Fault(f"a spec has at most {MOST_NODES:,} values.", path))
+    return _read_object(value, "", 0, itertools.count(1))
+
+
+def _read_object(value: Any, path: str, level: int, numbers: Iterator[int]) -> Node:
+    """Read a value of a spec; `numbers` counts the values of the whole spec."""
+    size = len(value) if isinstance(value, Mapping | list | tuple) else 0
+    if next(numbers) + size > MOST_NODES or level > MOST_LEVELS:
+        raise SpecError(Fault(f"a spec has at most {MOST_NODES:,} values and {MOST_LEVELS} levels.", path))
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
                 raise SpecError(Fault(f"a key must be a string, not {show(key)}.", path))
             if not key.isprintable():
                 raise SpecError(Fault(f"the key {show(key)} holds characters that cannot be printed.", path))
-        return Node({key: read_object(item, f"{path}.{key}".lstrip("."), level + 1) for key, item in value.items()})
+        inside = ((key, item, f"{path}.{key}".lstrip(".")) for key, item in value.items())
+        return Node({key: _read_object(item, where, level + 1, numbers) for key, item, where in inside})
     if isinstance(value, list | tuple):
-        return Node([read_object(item, f"{path}[{i}]", level + 1) for i, item in enumerate(value)])
+        return Node([_read_object(item, f"{path}[{i}]", level + 1, numbers) for i, item in enumerate(value)])
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if value is None or isinstance(value, str | bool | int | float):

@@ -224,6 +224,8 @@ def found(node: Node) -> str:
 def advice(annotation: Any, node: Node) -> str:
     """Say what to write instead, when that can be guessed."""
     value = node.value
+    if isinstance(value, dict) and len(value) == 1 and any(_holds_one(option, node) for option in options(annotation)):
+        return f" Write [{{{next(iter(value))}: …}}]."
     if value is None or isinstance(value, list | dict):
         return ""
     bases = [_unpack(option)[0] for option in options(annotation)]
