@@ -9,12 +9,14 @@ from small_fit import labels, linear, numbers, spec
 from torch import nn
 
 import fitkit
+from fitkit.engine.private import compile_graph, compiled_forward
 
 # One fit for all: to compile takes ten seconds and more. torch itself uses what it has deprecated.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
     pytest.mark.skipif(" " in torch.__file__, reason="torch.compile does not work from a path with a space"),
 ]
+ARGUMENTS = numbers(8, 5).float(), numbers(5, 6).float(), numbers(8, 6).float()
 DATA = {"train": (numbers(10, 4), labels(3, 10)), "val": (numbers(6, 4), labels(3, 6))}
 
 
@@ -68,3 +70,14 @@ def test_the_weights_of_a_compiled_fit_have_the_names_of_the_model(compiled):
     assert not [name for name in load_file(out / "model.safetensors") if "_orig_mod" in name]
     loaded = fitkit.load(out, model=network())
     assert torch.equal(loaded.outputs(DATA["val"][0]), fitkit.Model(module).outputs(DATA["val"][0]))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("make", [compiled_forward, lambda f: compile_graph(f, ARGUMENTS, guarded=True).call])
+def test_what_is_added_to_a_product_of_matrices_keeps_its_factor(make, sign):
+    """Torch 2.13 makes an addmm of it that forgets alpha, where the product comes first."""
+
+    def add(left, right, bias):
+        return (torch.add if sign == 1 else torch.sub)(left @ right, bias, alpha=0.25)
+
+    torch.testing.assert_close(make(add)(*ARGUMENTS), ARGUMENTS[0] @ ARGUMENTS[1] + sign * 0.25 * ARGUMENTS[2])

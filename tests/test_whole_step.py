@@ -92,6 +92,31 @@ def test_fifty_steps_agree_with_eager_ones(name, kind):
     assert furthest(compiled.model, eager.model) <= 1e-5
 
 
+MORE_OPTIONS = [  # than L2 or decoupled weight decay, which all of them are tried with
+    ("SGD", {"momentum": 0.9}),
+    ("SGD", {"momentum": 0.9, "nesterov": True}),
+    ("SGD", {"momentum": 0.9, "dampening": 0.1}),
+    ("Adam", {"amsgrad": True}),
+    ("Adam", {"decoupled_weight_decay": True}),
+    ("NAdam", {"decoupled_weight_decay": True, "momentum_decay": 0.01}),
+    ("RAdam", {"decoupled_weight_decay": True}),
+    ("Adagrad", {"lr_decay": 0.01, "initial_accumulator_value": 0.1}),
+    ("RMSprop", {"momentum": 0.9, "centered": True}),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*((name, {}) for name in sorted(set(optimizers) - {"Muon", "Rprop"})), *MORE_OPTIONS],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value) or "-",
+)
+def test_weight_decay_and_other_options_agree_with_eager_steps(name, options):
+    spec = {name: {"lr": 0.01, "weight_decay": 0.05, "no_decay": "none", **options}}
+    eager, compiled = (fit("mlp", spec, whether, epochs=3) for whether in (False, True))
+    assert compiled._train_step.graphs and not compiled._train_step.refused
+    assert furthest(compiled.model, eager.model) <= 1e-5
+
+
 def test_rprop_is_no_whole_step_and_trains_the_same():
     def train(compiled):
         spec = {"optimizer": {"Rprop": 0.01}, "seed": 5}

@@ -91,6 +91,17 @@ def compile_graph(function: Callable[..., Any], arguments: tuple[Any, ...], *, g
     return Graph(made.fn, made.guard_check, made.save_compiled_function)
 
 
+def compiled_forward(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that torch compiles in its first call, with gradients through it, where no break is an error.
+
+    Shapes are fixed: a full batch and the last one; a dynamic graph would depend on the run's history.
+    """
+    from fitkit.engine.passes import PlainSums
+
+    options: Any = {"joint_custom_pre_pass": PlainSums(), "post_grad_custom_pre_pass": PlainSums()}
+    return torch.compile(function, dynamic=False, options=options)
+
+
 def load_graph(file: IOBase) -> Graph:
     """Return a graph that was saved, which runs code from the file. Raises whatever torch does for a damaged one."""
     with _settings():
@@ -104,9 +115,14 @@ def _settings() -> Iterator[None]:
     import torch._dynamo.config
     import torch._inductor.config
 
-    from fitkit.engine.scalars import OnceComputed  # which imports the compiler
+    from fitkit.engine.passes import OnceComputed, PlainSums  # which imports the compiler
 
-    inductor = {"cpp_wrapper": True, "post_grad_custom_post_pass": OnceComputed()}
+    inductor = {
+        "cpp_wrapper": True,
+        "joint_custom_pre_pass": PlainSums(),
+        "post_grad_custom_pre_pass": PlainSums(),  # what was decomposed since
+        "post_grad_custom_post_pass": OnceComputed(),
+    }
     with (
         torch._dynamo.config.patch(trace_autograd_ops=True),
         torch._inductor.config.patch(inductor),

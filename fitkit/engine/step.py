@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fitkit.engine.align import Align
 from fitkit.engine.batches import Batch, Batches
 from fitkit.engine.memory import MicroBatches, asked, is_out_of_memory
-from fitkit.engine.private import bare_step
+from fitkit.engine.private import bare_step, compiled_forward
 from fitkit.engine.seeds import seed_step
 from fitkit.engine.signals import Interrupted
 from fitkit.errors import DataError, TrainingError
@@ -167,8 +167,7 @@ class TrainStep:
 
     def compile_forward(self) -> None:
         """Run model and loss through torch.compile from now on; the first call compiles, perhaps for minutes."""
-        # Fixed shapes: a full batch and the last one; a dynamic graph would depend on the run's history.
-        self.forward, self.fresh = torch.compile(self.objective.forward, dynamic=False), True
+        self.forward, self.fresh = compiled_forward(self.objective.forward), True
 
     def begin_epoch(self) -> None:
         """Look again for hooks on the optimizer, which may be registered between epochs."""
@@ -274,7 +273,7 @@ class Evaluator:
         self.interruptible = False  # a signal need not wait for the end of what is done now
         self.forward: Callable[..., Any] = objective.forward
         if compile:
-            self.forward = torch.compile(objective.forward, dynamic=False)
+            self.forward = compiled_forward(objective.forward)
 
     def __call__(self, batches: Iterable[Batch], device: torch.device) -> Mapping[str, float]:
         """Return the loss and the metrics under their names."""

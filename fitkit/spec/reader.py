@@ -132,9 +132,9 @@ def _placed(node: Node, place: Place) -> Node:
     return Node(value, place, place, None, node.quoted)
 
 
-def read_object(value: Any) -> Node:
-    """Read a spec that is a Python dict; tuples count as lists."""
-    return _read_object(value, "", 0, itertools.count(1))
+def read_object(value: Any, path: str = "") -> Node:
+    """Read a spec, or what is to stand at a path in one, that is a Python object; tuples count as lists."""
+    return _read_object(value, path, 0, itertools.count(1))
 
 
 def _read_object(value: Any, path: str, level: int, numbers: Iterator[int]) -> Node:
