@@ -422,3 +422,29 @@ def test_an_option_that_a_callback_changes_is_in_the_next_epoch_s_graph():
         return module
 
     assert furthest(train(True), train(False)) <= 1e-5
+
+
+@pytest.mark.parametrize("layers", [[], [nn.Dropout(0.2)]], ids=["", "dropout"])
+def test_a_graph_that_computes_something_else_is_found_out_at_its_first_call(monkeypatch, layers):
+    """With the pass that keeps factors taken away, torch 2.13 makes L2 weight decay 20 times as strong."""
+    monkeypatch.setattr("fitkit.engine.passes.PlainSums.__call__", lambda self, graph: None)
+    monkeypatch.setattr("fitkit.engine.passes.PlainSums.uuid", lambda self: "none")
+
+    def train(compiled):
+        torch.manual_seed(1)
+        module = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.Tanh(), *layers, nn.Linear(16, 3))
+        spec = {"optimizer": {"SGD": {"lr": 0.01, "weight_decay": 0.05}}, "seed": 5}
+        spec["fit"] = {"epochs": 3, "batch_size": 13, "device": "cpu", "compile": compiled}
+        trainer = fitkit.build(spec, model=module, data={"train": (X, Y)})
+        trainer.fit()
+        return trainer
+
+    eager = train(False)
+    with pytest.warns(
+        UserWarning, match=r"torch compiled another step than the eager one: \"1.weight\" is off by \d+%"
+    ):
+        checked = train(True)
+    assert checked._train_step.refused and checked.compiled == "model and loss"
+    if not layers:  # else model and loss, compiled, draw masks of their own
+        assert furthest(checked.model, eager.model) <= 1e-5
+        assert checked.history["loss"] == pytest.approx(eager.history["loss"], rel=1e-6)

@@ -88,6 +88,13 @@ def seed_step(device: torch.device, seed: int, step: int) -> None:
     _seed_device(device, derive(seed, STEP, step))
 
 
+def random_state(device: torch.device) -> torch.Tensor:
+    """Return the state of the generator that dropout draws from on `device`."""
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    return torch.mps.get_rng_state() if device.type == "mps" else torch.get_rng_state()
+
+
 def seed_evaluation(device: torch.device, seed: int, epoch: int) -> None:
     """Seed what a model or a dataset may draw from in an evaluation, which must not depend on the steps before it."""
     value = derive(seed, EVALUATE, epoch)

@@ -8,7 +8,6 @@ calls. Seeds are set once a call, by its first step.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
 import warnings
@@ -23,6 +22,7 @@ from fitkit.engine.batches import ArrayBatches, Batch, Batches
 from fitkit.engine.graph import Parts, step_on_batches, steps_on_rows
 from fitkit.engine.private import Graph, NoGraph, compile_graph, hooked
 from fitkit.engine.seeds import seed_step
+from fitkit.engine.shadow import later, shadow_of
 from fitkit.engine.step import Rates, Sums, TrainStep
 from fitkit.engine.store import Store, private_torch_cache
 from fitkit.engine.tier import Tier
@@ -52,7 +52,8 @@ class Rows:
 class WholeStep:
     """Steps as graphs, `tier.steps` of them a call, where torch can make one; else as `eager` takes them.
 
-    The first step of a fit is eager, since optimizers make their state in it. Why there are no graphs is said once, as
+    The first step of a fit is eager, since optimizers make their state in it. A graph's first call is checked against
+    eager steps on copies, and one that computes something else is not used. Why there are no graphs is said once, as
     a warning, and `refused` holds it; then model and loss alone are compiled.
 
     Before epoch `tier.first` all steps are eager.
@@ -119,19 +120,26 @@ class WholeStep:
         steps = window.steps if isinstance(window, Rows) else 1
         graph = None
         if number > 0 and self.begun and not self.refused and (self.tier.all_steps or self._is_full(window)):
-            lrs = torch.tensor([rates(i) for i in range(steps)], dtype=torch.float64, device=self.eager.device)
-            graph, inputs = self._graph(window, lrs)
+            lrs = [rates(ahead) for ahead in range(steps)]
+            wide = torch.tensor(lrs, dtype=torch.float64, device=self.eager.device)
+            graph, inputs = self._graph(window, wide)
         if graph is None:
             for ahead, batches in enumerate(window if isinstance(window, Rows) else [window]):
-                self.eager(batches, sums, number + ahead, functools.partial(_later, rates, ahead))
+                self.eager(batches, sums, number + ahead, later(rates, ahead))
             return steps
+        shadow = None if graph in self.proved else shadow_of(self.eager)
         seed_step(self.eager.device, self.eager.seed, number)
-        sums.add(*graph.call(*inputs))
+        added = graph.call(*inputs)
         if graph not in self.proved:
             self.proved.append(graph)
             if not graph.holds(*inputs):
                 self._refuse("the model's own code changes what it does from step to step")
-        for group, lr in zip(self.eager.optimizer.param_groups, rates(steps - 1), strict=True):
+            elif shadow and (why := shadow.differs([*window] if isinstance(window, Rows) else [window], number, rates)):
+                shadow.put_back()
+                added = shadow.added
+                self._refuse(why)
+        sums.add(*added)
+        for group, lr in zip(self.eager.optimizer.param_groups, lrs[-1], strict=True):
             group["lr"] = lr
         return steps
 
@@ -217,10 +225,6 @@ class WholeStep:
         self.go_without_graphs(why)
         instead = "model and loss alone are compiled" if self.tier.without_graphs else "the steps stay eager"
         warnings.warn(f"a training step cannot be one graph, so {instead}: {why}", stacklevel=2)
-
-
-def _later(rates: Rates, ahead: int, more: int) -> Sequence[float]:
-    return rates(ahead + more)
 
 
 def signature(step: TrainStep, batches: Any) -> str:
