@@ -21,11 +21,12 @@ from fitkit.builder.objective import check_values, choose_loss, count_outputs, m
 from fitkit.builder.outline import Outline, make_model
 from fitkit.builder.recipe import make_recipe
 from fitkit.builder.tables import PLATEAU, TABLES, default
-from fitkit.engine.batches import Batches
+from fitkit.engine.batches import Batches, RowBatches
 from fitkit.engine.devices import check_compile, choose_device, choose_precision
 from fitkit.engine.monitor import Monitor
 from fitkit.engine.recompute import describe, find
 from fitkit.engine.step import eval_mode
+from fitkit.engine.tier import evaluation_batch
 from fitkit.errors import DataError, Fault, SpecError, listing, nearest, show
 from fitkit.parts.callback import Callback
 from fitkit.parts.callbacks import TerminateOnNaN, columns_in
@@ -140,6 +141,9 @@ def finish(begun: Outline, out: Path | None, callbacks: Sequence[Callback] = ())
     model.to(device)
     bound = make_objective(spec, contract, prepared, model, precision, ours)
     objective, spec = bound.objective, bound.spec
+    for part in (part for name, part in prepared.parts.items() if name != "train"):
+        if isinstance(part, RowBatches):
+            part.batch_size = evaluation_batch(model, part, bound.flops)
     _refuse_single_batchnorm(model, objective.transform, prepared, spec)
     optimizer, schedule, spec = _make_updates(spec, model, prepared, device)
     scaler = torch.amp.GradScaler(device.type) if precision is torch.float16 else None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fitkit.engine.batches import ArrayBatches, Batches
+from fitkit.engine.batches import ArrayBatches, Batches, RowBatches
 from fitkit.engine.devices import can_compile
 from fitkit.spec.options import FitOptions
 
@@ -23,6 +23,7 @@ CALLS_WORK = 2e8  # beyond, calls of small operations are a small part of a step
 BREAK_EVEN_STEPS = 60_000
 LONG = 4 * BREAK_EVEN_STEPS  # steps for which a larger graph, and a second one, pay too
 MOST_STEPS_A_CALL, MOST_OF_LONG = 5, 12
+MOST_EVALUATED = 16  # batches of training that are evaluated in one
 CALL, EAGER_STEP = 2, 6  # what a call costs, and a step that is no part of one, in steps of a graph
 
 
@@ -137,7 +138,13 @@ def _full(train: Batches, accumulate: int) -> int:
     return (train.samples or 0) // (train.batch_size * accumulate)
 
 
-def work_of(model: nn.Module, train: Batches, flops: float | None) -> float:
+def evaluation_batch(model: nn.Module, part: RowBatches, flops: float | None) -> int:
+    """Return the samples of a forward pass that only evaluates: more than in training, where that costs no memory."""
+    each = work_of(model, part, flops) / (3 * part.batch_size)  # without the backward pass
+    return max(part.batch_size, min(MOST_EVALUATED * part.batch_size, int(SMALL_WORK / max(each, 1.0))))
+
+
+def work_of(model: nn.Module, train: Batches | RowBatches, flops: float | None) -> float:
     """Return the floating-point operations of a batch's forward and backward pass, at least as far as one can tell."""
     if any(isinstance(module, nn.RNNBase) for module in model.modules()):
         return math.inf  # torch does not count what these do
