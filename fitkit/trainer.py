@@ -130,6 +130,7 @@ class Trainer:
             device=self.device,
             flops=self.flops,
             whole=WholeStep.can(self.options, self.device, self.scaler),
+            declared=self.recipe is not None,
             watched=bool(self._hooks["step_end"]),
             total=self.total_steps,
             may_stop=any(callback.may_stop for callback in self.callbacks),
@@ -144,10 +145,9 @@ class Trainer:
             clip_norm=self.options.clip_norm,
             scaler=self.scaler,
         )
-        if self.tier.compiles == "model and loss":
+        if self.tier.compiles_forward:
             step.compile_forward()
-        whole = self.tier.compiles == "whole steps"
-        self._train_step = WholeStep(step, self.tier, self.recipe) if whole else step
+        self._train_step = WholeStep(step, self.tier, self.recipe) if self.tier.whole else step
         self._evaluator = Evaluator(self.model, self.objective, self._micro, compile=self.tier.compiles_evaluation)
 
     def _call(self, hook: str) -> None:
@@ -186,7 +186,7 @@ class Trainer:
 
     @property
     def compiled(self) -> str:
-        """What is compiled, or will be: "whole steps", "model and loss", or "" where all is eager."""
+        """What is compiled, or will be: `tier.compiles`, or what is compiled instead where steps were no graphs."""
         return self.tier.without_graphs if self._train_step.refused else self.tier.compiles
 
     def __str__(self) -> str:

@@ -58,6 +58,8 @@ NAMES |= {
         ("parts/callback.py", "__init__"),
         ("engine/private.py", "_is_patched"),  # whether somebody put a function of their own on an optimizer
         ("model.py", "evaluate"),  # to copy a dataclass of ours
+        ("engine/capture.py", "_put_back"),  # what a module's own code wrote into itself
+        ("engine/capture.py", "_plain"),
     ),
     "globals": (("__init__.py", "__dir__"),),  # what completion shows
     "sys.modules": (("engine/seeds.py", "_numpy"),),  # NumPy's generator, where NumPy is loaded

@@ -6,7 +6,7 @@ small operations. The shapes are part of a graph; the learning rates and the row
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ class Parts:
     parameters: list[Tensor]
     updates: list[Update]
     clip_norm: float | None
+    forward: Callable[..., Any] | None = None  # in the place of the objective's own, where that is compiled
 
 
 def steps_on_rows(parts: Parts, batches: ArrayBatches, rows: Tensor, lrs: Tensor) -> Added:
@@ -49,8 +50,9 @@ def _step(parts: Parts, window: Sequence[Batch], lr: Tensor) -> Added:
     whole, nominal = len(window) == 1, len(window[0][0])
     added: list[Added] = []
     gradients: list[Tensor | None] | None = None
+    forward = parts.forward or parts.objective.forward
     for x, y in window:
-        total, count, statistics, samples = parts.objective.forward(parts.model, x, y, True)
+        total, count, statistics, samples = forward(parts.model, x, y, True)
         scale = _inverse(count if whole else nominal, total)
         new = torch.autograd.grad(total, parts.parameters, scale, allow_unused=True)
         gradients = list(new) if gradients is None else _plus(gradients, new)

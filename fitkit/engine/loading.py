@@ -64,6 +64,8 @@ class LoaderBatches:
         self.iterable = isinstance(dataset, IterableDataset)
         own: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0 and not self.iterable}
         self.options = own if loader is None else _options(loader)
+        if device.type == "cuda":  # memory from which a copy to the device goes on while the host does
+            self.options["pin_memory"] = True
         if self.iterable and loader is None and workers:
             warnings.warn(
                 "each worker would read the whole of a dataset that is only iterated: using none", stacklevel=2
@@ -150,8 +152,11 @@ class LoaderBatches:
                 f"{self.name}: a sample must be a pair (x, y) of tensors or numbers, but a batch is {kind}."
             )
         pinned = self.device.type == "cuda"  # elsewhere an asynchronous copy may read memory that has changed
-        x = batch[0].to(self.dtype) if self.dtype is not None and batch[0].is_floating_point() else batch[0]
-        return x.to(self.device, non_blocking=pinned), batch[1].to(self.device, non_blocking=pinned)
+        x, y = batch
+        if pinned:  # before it is converted, into memory that would not be
+            x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+        x = x.to(self.dtype) if self.dtype is not None and x.is_floating_point() else x
+        return x.to(self.device), y.to(self.device)
 
 
 def _options(loader: DataLoader[Any]) -> dict[str, Any]:

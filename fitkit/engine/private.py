@@ -51,6 +51,23 @@ def hooked(optimizer: torch.optim.Optimizer) -> bool:
     return any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters)
 
 
+def hooked_modules(model: torch.nn.Module) -> bool:
+    """Tell whether functions of a user's own are called in a forward or backward pass of a module."""
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        for module in model.modules()
+    )
+
+
+def free_generator(device: torch.device) -> None:
+    """Give a GPU's generator a state of its own again, with the same numbers, after a recording that failed.
+
+    Up to torch 2.12 the old one thinks for ever that it is being recorded, and refuses to draw.
+    """
+    generator = torch.cuda.default_generators[device.index or 0]
+    generator.graphsafe_set_state(generator.clone_state())
+
+
 def _is_patched(optimizer: torch.optim.Optimizer) -> bool:
     return "step" in vars(optimizer)  # someone put a function of their own on this very object
 

@@ -53,6 +53,13 @@ def kept_random_state() -> Iterator[None]:
             numpy.random.set_state(before[2])
 
 
+def host_random_state() -> tuple[Any, ...]:
+    """Return the state of Python's, torch's and NumPy's global generators as values that can be compared."""
+    theirs: Any = (numpy := _numpy()) and numpy.random.get_state()
+    own = random.getstate(), bytes(torch.get_rng_state().tolist())
+    return (*own, theirs and (theirs[1].tobytes(), *theirs[2:]))
+
+
 def drawn_again() -> Callable[[], None]:
     """Return a function that puts Python's and NumPy's global generators where they are now."""
     numpy = _numpy()

@@ -1,4 +1,4 @@
-"""How steps are taken: eagerly or as graphs, several a call or one, on how many threads.
+"""How steps are taken: eagerly or as graphs, compiled or captured, several a call or one, on how many threads.
 
 The choice is a function of what is declared (model, data, length of the run) and never of a clock: a spec trains the
 same bits whenever it is started, and a resumed run goes on as it began.
@@ -24,14 +24,21 @@ BREAK_EVEN_STEPS = 60_000
 LONG = 4 * BREAK_EVEN_STEPS  # steps for which a larger graph, and a second one, pay too
 MOST_STEPS_A_CALL, MOST_OF_LONG = 5, 12
 MOST_EVALUATED = 16  # batches of training that are evaluated in one
+# On a GPU, both not measured: floating-point operations of a step that run in less time than it takes to launch the
+# some hundred kernels of their network; steps after which a capture, which takes as long as some steps, has paid.
+LAUNCH_WORK, CAPTURE_STEPS = 1e11, 100
 CALL, EAGER_STEP = 2, 6  # what a call costs, and a step that is no part of one, in steps of a graph
+
+
+COMPILED, CAPTURED, FORWARD = "whole steps", "whole steps captured", "model and loss"
 
 
 @dataclass(frozen=True)
 class Tier:
     """How the steps of a fit are taken.
 
-    compiles: "whole steps", "model and loss", or "" where all is eager.
+    compiles: "whole steps", "model and loss", or "" where all is eager. "whole steps captured" are CUDA graphs, of
+        eager code or, where that is asked for, of compiled model and loss.
     first: the first epoch whose steps are compiled; 0 for none.
     steps: how many share a call, where they are whole graphs.
     all_steps: whether the steps that are left at the end of an epoch are graphs too, each of its own: else the run
@@ -50,19 +57,35 @@ class Tier:
     asked: bool = False
 
     @property
+    def captured(self) -> bool:
+        """Whether steps are CUDA graphs."""
+        return self.compiles == CAPTURED
+
+    @property
+    def whole(self) -> bool:
+        """Whether whole steps are graphs of either kind."""
+        return self.compiles in (COMPILED, CAPTURED)
+
+    @property
+    def compiles_forward(self) -> bool:
+        """Whether torch.compile makes graphs of model and loss, in eager steps too."""
+        return self.compiles == FORWARD or (self.captured and self.asked)
+
+    @property
     def without_graphs(self) -> str:
         """What is compiled instead, where it turns out that whole steps cannot be graphs."""
-        return "model and loss" if self.asked else ""
+        return FORWARD if self.asked else ""
 
     @property
     def compiles_evaluation(self) -> bool:
         """Whether evaluation is compiled too: one of a small model is over before that."""
-        return bool(self.compiles) and (self.compiles != "whole steps" or self.steps == 1)
+        return self.compiles_forward or (self.compiles == COMPILED and self.steps == 1)
 
     def __str__(self) -> str:
         """Say it in a line."""
         since = f" from epoch {self.first:,} on" if self.first > 1 else ""
-        return f"steps: {f'{self.compiles} compiled' if self.compiles else 'eager'}{since}: {self.why}"
+        how = f"{self.compiles}{'' if self.captured else ' compiled'}" if self.compiles else "eager"
+        return f"steps: {how}{since}: {self.why}"
 
 
 def choose_tier(
@@ -73,6 +96,7 @@ def choose_tier(
     device: torch.device,
     flops: float | None,
     whole: bool,
+    declared: bool,
     watched: bool,
     total: int | None,
     may_stop: bool,
@@ -82,11 +106,14 @@ def choose_tier(
     Args:
         flops: floating-point operations of a sample's forward pass, None where they were not counted.
         whole: whether whole steps can be graphs here.
+        declared: whether no code but fitkit's and torch's has a part in a step.
         watched: whether a callback looks at every step, so that each is a call of its own.
         total: steps of the run, None where only time ends it.
         may_stop: whether a callback may end it earlier.
     """
-    work = work_of(model, train, flops) if device.type == "cpu" else math.inf
+    work = work_of(model, train, flops) if device.type in ("cpu", "cuda") else math.inf
+    if device.type == "cuda":
+        return _on_gpu(options, train, work, whole and isinstance(train, ArrayBatches), declared, total)
     long = any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
     many = (total or 0) >= LONG and not may_stop
     steps = 1 if long or watched or work > CALLS_WORK else _steps_a_call(train, options.accumulate, many)
@@ -107,7 +134,7 @@ def choose_tier(
     else:
         first, why = int(options.compile), f"fit.compile is {str(options.compile).lower()}"
     return Tier(
-        compiles="" if not first else "whole steps" if whole else "model and loss",
+        compiles="" if not first else COMPILED if whole else FORWARD,
         first=first,
         steps=steps,
         all_steps=many or not _full(train, options.accumulate),
@@ -115,6 +142,38 @@ def choose_tier(
         why=why,
         asked=options.compile is True,
     )
+
+
+def _on_gpu(options: FitOptions, train: Batches, work: float, whole: bool, declared: bool, total: int | None) -> Tier:
+    """Return how steps are taken on a GPU: captured where launching kernels takes longer than running them."""
+    small = work <= LAUNCH_WORK
+    compiles, why = CAPTURED if whole else FORWARD, f"fit.compile is {str(options.compile).lower()}"
+    if options.compile == "auto":
+        why = _why_not_captured(small, whole, declared, total)
+        compiles, why = ("", why) if why else (CAPTURED, "they are so small that launching their kernels takes longest")
+    elif not options.compile:
+        compiles = ""
+    return Tier(
+        compiles=compiles,
+        first=int(bool(compiles)),
+        steps=1,
+        all_steps=small or not _full(train, options.accumulate),  # of large ones, a second graph takes memory
+        threads=None,
+        why=why,
+        asked=options.compile is True,
+    )
+
+
+def _why_not_captured(small: bool, whole: bool, declared: bool, total: int | None) -> str:
+    if not whole:
+        return "batches that a loader reads, fp16, out_of_memory: halve and activation_checkpointing are no graphs"
+    if not small:
+        return "a step is more than small kernels, whose launches a capture would save"
+    if not declared:
+        return "code of your own has a part in them, and a capture repeats what Python decided in it once"
+    if total is not None and total < CAPTURE_STEPS:
+        return f"{total:,} steps are fewer than the {CAPTURE_STEPS:,} from which a capture pays"
+    return ""
 
 
 def _why_not(train: Batches, steps: int, whole: bool) -> str:

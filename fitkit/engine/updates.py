@@ -21,6 +21,10 @@ FUNCTIONS = frozenset(
     "sgd adam adadelta adagrad adamax asgd nadam radam rmsprop adafactor muon".split()  # noqa: SIM905
 )
 BRANCH_ON_VALUES = ("radam", "asgd")  # unless they are told to be capturable
+# What eager code computes on a GPU alone, with a learning rate that is a tensor: the first by one kernel for all
+# parameters, the others by a few. Each of the rest reads a tensor on the host.
+FUSED = frozenset(("sgd", "adam", "adagrad"))
+CAPTURABLE = FUSED | {"adadelta", "adamax", "asgd", "nadam", "radam", "rmsprop"}
 
 
 @dataclass
@@ -37,34 +41,67 @@ class Update:
     def __call__(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], lr: Tensor) -> None:
         """Update the parameters that have a gradient, and their state, in place; `lr` (groups,) in float64."""
         has = [i for i, place in enumerate(self.places) if gradients[place] is not None]
+        fused = self.options.get("fused", False)
         taken, narrow = [], []
         for entries in self.state:
             mine = [entries[i] for i in has] if len(entries) == len(self.places) else list(entries)
             # Step counts are float32 tensors that eager code reads as Python floats: 1 - beta**step needs the digits.
-            if mine and isinstance(mine[0], Tensor) and mine[0].dim() == 0 and mine[0].dtype == torch.float32:
+            # Fused kernels see to it themselves.
+            if not fused and _are_counts(mine):
                 wide = [entry.double() for entry in mine]
                 narrow.append((mine, wide))
                 mine = wide
             taken.append(mine)
-        options = {**self.options, "lr": lr[self.group]} if self.takes_lr else self.options
+        own = lr[self.group].float() if fused else lr[self.group]  # their kernels read it as float32
+        options = {**self.options, "lr": own} if self.takes_lr else self.options
         places = [self.places[i] for i in has]
-        self.function([parameters[p] for p in places], [gradients[p] for p in places], *taken, **options)
+        held = [_laid_as(parameters[p], gradients[p]) if fused else gradients[p] for p in places]
+        self.function([parameters[p] for p in places], held, *taken, **options)
         for mine, wide in narrow:
             for entry, value in zip(mine, wide, strict=True):
                 entry.copy_(value)
 
 
-def updates_of(optimizer: torch.optim.Optimizer) -> list[Update] | None:
+def _are_counts(entries: Sequence[Any]) -> bool:
+    first = entries[0] if entries else None
+    return isinstance(first, Tensor) and first.dim() == 0 and first.dtype == torch.float32
+
+
+def _laid_as(parameter: Tensor, gradient: Tensor | None) -> Tensor:
+    """Return a gradient that lies in memory as its parameter does, which fused kernels ask for."""
+    assert gradient is not None
+    return gradient if gradient.stride() == parameter.stride() else torch.empty_like(parameter).copy_(gradient)
+
+
+def count_on_device(optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimizer of torch count its steps where its parameters are, from now on, as a capturable one does.
+
+    By themselves they count on the host, whose part in a step is no part of a recording.
+    """
+    if not type(optimizer).__module__.startswith("torch.optim"):
+        return
+    for group in optimizer.param_groups:
+        if group.get("capturable") is False and not group.get("fused"):
+            group["capturable"] = True
+            for parameter in group["params"]:
+                entries = optimizer.state.get(parameter, {})
+                entries |= {k: v.to(parameter.device) for k, v in entries.items() if isinstance(v, Tensor)}
+    told: Any = optimizer
+    told._warned_capturable_if_run_uncaptured = True  # torch would warn of steps outside of a recording
+
+
+def updates_of(optimizer: torch.optim.Optimizer, *, eager: bool = False) -> list[Update] | None:
     """Return the updates that one step of an optimizer makes, or None for one whose step is not of torch's form.
 
-    The optimizer must have taken a step before, so that its state is there. Nothing is updated.
+    The optimizer must have taken a step before, so that its state is there. Nothing is updated. With `eager`, they are
+    called as they are, not compiled, and None also stands for a step that needs the host for a number.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     place = {id(parameter): i for i, parameter in enumerate(parameters)}
     groups = [id(group) for group in optimizer.param_groups]
     updates = []
     for part in getattr(optimizer, "bound_parts", lambda: [optimizer])():
-        calls = _calls(part)
+        calls = _calls(part, eager)
         if calls is None or len(calls) != len(part.param_groups):
             return None
         for group, (function, lists, options) in zip(part.param_groups, calls, strict=True):
@@ -79,22 +116,29 @@ def updates_of(optimizer: torch.optim.Optimizer) -> list[Update] | None:
                 )
             )
             options.pop("lr", None)
+    kept = [entry for update in updates for entries in update.state for entry in entries]
+    if eager and any(isinstance(entry, Tensor) and entry.device != parameters[0].device for entry in kept):
+        return None
     return updates
 
 
-def _calls(optimizer: torch.optim.Optimizer) -> list[tuple[Callable[..., None], Any, dict[str, Any]]] | None:
+def _calls(
+    optimizer: torch.optim.Optimizer, eager: bool
+) -> list[tuple[Callable[..., None], Any, dict[str, Any]]] | None:
     """Run the optimizer's step with a function in the place of its update that writes down what it is given."""
     step: Any = inspect.unwrap(type(optimizer).step)
     if not isinstance(step, types.FunctionType) or not type(optimizer).__module__.startswith("torch.optim"):
         return None
     names = FUNCTIONS & set(step.__code__.co_names)
-    if len(names) != 1:
+    if len(names) != 1 or (eager and not names <= CAPTURABLE):
         return None
     (name,) = names
     calls: list[Any] = []
+    changed = {"foreach": False, "fused": False, "capturable": name in BRANCH_ON_VALUES}
+    if eager:
+        changed = {"foreach": name not in FUSED, "fused": name in FUSED, "capturable": True}
 
     def record(*lists: Any, **options: Any) -> None:
-        changed = {"foreach": False, "fused": False, "capturable": name in BRANCH_ON_VALUES}
         kept = {key: changed.get(key, value) for key, value in options.items()}
         calls.append((adafactor if name == "adafactor" else step.__globals__[name], lists, kept))
 

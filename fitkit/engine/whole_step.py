@@ -1,4 +1,4 @@
-"""Training in whole steps: an epoch is cut into calls of k steps, and each call is one graph.
+"""Training in whole steps: an epoch is cut into calls of k steps, and each call is one graph, compiled or captured.
 
 rows of the epoch --windows--> Rows of k, k, …, 1, 1, the ragged last --call--> a graph for its shapes, or eager steps
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fitkit.engine.batches import ArrayBatches, Batch, Batches
+from fitkit.engine.capture import capture
 from fitkit.engine.graph import Parts, step_on_batches, steps_on_rows
 from fitkit.engine.private import Graph, NoGraph, compile_graph, hooked
 from fitkit.engine.seeds import seed_step
@@ -26,7 +27,7 @@ from fitkit.engine.shadow import later, shadow_of
 from fitkit.engine.step import Rates, Sums, TrainStep
 from fitkit.engine.store import Store, private_torch_cache
 from fitkit.engine.tier import Tier
-from fitkit.engine.updates import updates_of
+from fitkit.engine.updates import count_on_device, updates_of
 from fitkit.spec.options import FitOptions
 
 MOST_GRAPHS = 8
@@ -59,13 +60,14 @@ class WholeStep:
     Before epoch `tier.first` all steps are eager.
 
     With a `recipe`, plain values that say all that shapes the graphs, they are looked for in the user's cache first,
-    and kept there; else their guards are checked once an epoch.
+    and kept there; else their guards are checked once an epoch, as are those of captured ones.
     """
 
     def __init__(self, eager: TrainStep, tier: Tier, recipe: Any = None) -> None:
         self.eager, self.tier, self.steps = eager, tier, tier.steps
         self.begun, self.size = False, 0  # whether this epoch's steps are compiled; samples of a full step
-        self.store = None if recipe is None else Store([recipe, tier.threads or torch.get_num_threads()])
+        kept = recipe is not None and not tier.captured
+        self.store = Store([recipe, tier.threads or torch.get_num_threads()]) if kept else None
         self.graphs: dict[Any, list[Graph]] = {}
         self.trusted: dict[Any, Graph] = {}  # whose guards held in this epoch
         self.proved: list[Graph] = []  # whose guards held after their own first call too
@@ -81,7 +83,7 @@ class WholeStep:
         """
         if options.activation_checkpointing or scaler is not None:
             return False
-        return device.type == "cpu" and options.out_of_memory == "stop"
+        return device.type in ("cpu", "cuda") and options.out_of_memory == "stop"
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -121,7 +123,8 @@ class WholeStep:
         graph = None
         if number > 0 and self.begun and not self.refused and (self.tier.all_steps or self._is_full(window)):
             lrs = [rates(ahead) for ahead in range(steps)]
-            wide = torch.tensor(lrs, dtype=torch.float64, device=self.eager.device)
+            device = "cpu" if self.tier.captured else self.eager.device  # where a copy to it would be waited for
+            wide = torch.tensor(lrs, dtype=torch.float64, device=device)
             graph, inputs = self._graph(window, wide)
         if graph is None:
             for ahead, batches in enumerate(window if isinstance(window, Rows) else [window]):
@@ -153,11 +156,13 @@ class WholeStep:
         """Return a graph that holds for the window, and its arguments; None for the graph if there can be none."""
         if not self.signature:  # the first call of an epoch: what a graph is traced from may have changed
             # Not before: optimizers have their state after the first step only.
+            if self.tier.captured:
+                count_on_device(self.eager.optimizer)
             self.signature = signature(self.eager, window.batches if isinstance(window, Rows) else window)
             if hooked(self.eager.optimizer):
                 self._refuse("hooks on parameters or on the optimizer would not be called")
                 return None, ()
-            if self.signature != self.traced:
+            if self.signature != self.traced or self._has_other_state():
                 self.parts, self.traced = self._make_parts(), self.signature
         if self.parts is None:
             return None, ()
@@ -182,7 +187,7 @@ class WholeStep:
         if sum(map(len, self.graphs.values())) >= MOST_GRAPHS:
             self._refuse(f"the model changed after each of {MOST_GRAPHS} compilations")
             return None
-        self.compiling = True
+        self.compiling = not self.tier.captured  # that is over soon
         try:
             with private_torch_cache():
                 made = self._stored_or_compiled(key, arguments)
@@ -195,6 +200,8 @@ class WholeStep:
         return made
 
     def _stored_or_compiled(self, key: Any, arguments: Any) -> Graph:
+        if self.tier.captured:
+            return capture(steps_on_rows, *arguments)
         function = steps_on_rows if isinstance(arguments[1], ArrayBatches) else step_on_batches
         if self.store is None:
             return compile_graph(function, arguments, guarded=True)
@@ -207,18 +214,27 @@ class WholeStep:
 
     def _make_parts(self) -> Parts | None:
         eager = self.eager
-        updates = updates_of(eager.optimizer)
+        updates = updates_of(eager.optimizer, eager=self.tier.captured)
         if updates is None:
             self._refuse(
                 f"the step of {type(eager.optimizer).__name__} is no function of tensors that a graph can hold"
             )
             return None
-        return Parts(eager.model, eager.objective, eager.parameters, updates, eager.clip_norm)
+        forward = eager.forward if self.tier.compiles_forward else None
+        return Parts(eager.model, eager.objective, eager.parameters, updates, eager.clip_norm, forward)
+
+    def _has_other_state(self) -> bool:
+        """Tell whether the optimizer's state is in other tensors now than those that graphs were made for."""
+        if self.parts is None:
+            return False
+        known = {id(entry) for update in self.parts.updates for entries in update.state for entry in entries}
+        own = (entry for kept in self.eager.optimizer.state.values() for entry in kept.values())
+        return any(isinstance(entry, Tensor) and id(entry) not in known for entry in own)
 
     def go_without_graphs(self, why: str) -> None:
         """Take all steps as `eager` does from now on, with model and loss compiled if compilation was asked for."""
         self.refused = why
-        if self.tier.without_graphs:
+        if self.tier.without_graphs and not self.tier.compiles_forward:
             self.eager.compile_forward()
 
     def _refuse(self, why: str) -> None:
