@@ -6,10 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import fitkit
 from fitkit.engine import devices, tier
+from fitkit.engine.batches import ArrayBatches
+from fitkit.engine.loading import LoaderBatches
+from fitkit.engine.tier import choose_tier
+from fitkit.engine.whole_step import WholeStep
 from fitkit.session import run
+from fitkit.spec.options import FitOptions
 
 X, Y = torch.randn(640, 8), torch.arange(640) % 3
 TOTAL = tier.BREAK_EVEN_STEPS  # 20 steps an epoch below
@@ -68,6 +74,56 @@ def test_a_run_that_may_end_early_is_compiled_when_it_has_paid_as_much():
 )
 def test_what_compilation_would_not_make_faster_stays_eager(model, more):
     assert chosen(100 * LONG_ENOUGH, model, **more).compiles == ""
+
+
+GPU = torch.device("cuda:0")
+
+
+def chosen_on_gpu(epochs=10, model=None, train=None, device=GPU, declared=True, **fit):
+    options = FitOptions(epochs=epochs, **fit)
+    train = train or ArrayBatches(X, Y, batch_size=32)
+    total = train.per_epoch * epochs if train.per_epoch and epochs else None
+    model = model or nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    whole = WholeStep.can(options, device, None)
+    facts = {"flops": None, "whole": whole, "watched": False, "total": total, "may_stop": True}
+    return choose_tier(options, model, train, device=device, declared=declared, **facts)
+
+
+def test_on_a_gpu_small_declared_steps_are_captured():
+    small = chosen_on_gpu()
+    assert (small.compiles, small.first, small.steps, small.all_steps) == ("whole steps captured", 1, 1, True)
+    assert str(small) == ("steps: whole steps captured: they are so small that launching their kernels takes longest")
+    assert small.captured and small.whole and not small.compiles_forward and not small.compiles_evaluation
+    assert small.without_graphs == "" and small.threads is None
+
+
+@pytest.mark.parametrize(
+    ("why", "changes"),
+    [
+        ("20 steps are fewer than the 100 from which a capture pays", {"epochs": 1}),
+        ("code of your own has a part in them", {"declared": False}),
+        ("a step is more than small kernels", {"model": nn.Linear(40_000, 20_000, device="meta")}),
+        ("a step is more than small kernels", {"model": nn.LSTM(8, 8)}),
+        ("out_of_memory: halve", {"out_of_memory": "halve"}),
+        ("batches that a loader reads", {"train": LoaderBatches(TensorDataset(X, Y), batch_size=32, device=GPU)}),
+        ("fit.compile is false", {"compile": False}),
+    ],
+)
+def test_on_a_gpu_what_a_capture_does_not_make_faster_or_might_get_wrong_stays_eager(why, changes):
+    tier = chosen_on_gpu(**changes)
+    assert tier.compiles == "" and tier.first == 0 and why in tier.why
+
+
+def test_on_a_gpu_what_is_asked_for_is_compiled_and_captured():
+    asked = chosen_on_gpu(1, compile=True, declared=False)
+    assert (asked.compiles, asked.why) == ("whole steps captured", "fit.compile is true")
+    assert asked.compiles_forward and asked.compiles_evaluation and asked.without_graphs == "model and loss"
+    assert not chosen_on_gpu(model=nn.Linear(40_000, 20_000, device="meta"), compile=True).all_steps
+    loader = LoaderBatches(TensorDataset(X, Y), batch_size=32, device=GPU)
+    for changes in ({"train": loader}, {"activation_checkpointing": True}, {"out_of_memory": "halve"}):
+        assert chosen_on_gpu(compile=True, **changes).compiles == "model and loss"
+    assert not WholeStep.can(FitOptions(), GPU, torch.amp.GradScaler("cpu"))
+    assert chosen_on_gpu(compile=True, device=torch.device("mps")).compiles == "model and loss"
 
 
 def test_what_is_asked_for_is_compiled_however_short_it_is(monkeypatch):

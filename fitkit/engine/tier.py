@@ -114,6 +114,20 @@ def choose_tier(
     work = work_of(model, train, flops) if device.type in ("cpu", "cuda") else math.inf
     if device.type == "cuda":
         return _on_gpu(options, train, work, whole and isinstance(train, ArrayBatches), declared, total)
+    return _on_cpu(options, model, train, work, whole, watched, total, may_stop)
+
+
+def _on_cpu(
+    options: FitOptions,
+    model: nn.Module,
+    train: Batches,
+    work: float,
+    whole: bool,
+    watched: bool,
+    total: int | None,
+    may_stop: bool,
+) -> Tier:
+    """Return how steps are taken on a CPU, or on another device for which there is nothing of its own."""
     long = any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
     many = (total or 0) >= LONG and not may_stop
     steps = 1 if long or watched or work > CALLS_WORK else _steps_a_call(train, options.accumulate, many)
