@@ -18,6 +18,7 @@ import fitkit
 from fitkit.engine import capture as captures
 from fitkit.engine import whole_step
 from fitkit.engine.batches import ArrayBatches
+from fitkit.engine.devices import can_compile
 from fitkit.engine.graph import Parts, steps_on_rows
 from fitkit.engine.loading import LoaderBatches
 from fitkit.engine.private import NoGraph
@@ -349,3 +350,18 @@ def test_rows_of_a_recording_are_gathered_from_where_they_are():
     graph = captures.capture(steps_on_rows, parts, batches, rows, lrs * 0)
     losses = [float(graph.call(parts, batches, rows + n, lrs * 0)[0]) for n in (0, 13, 0)]
     assert losses[0] == losses[2] != losses[1]
+
+
+@pytest.mark.skipif(bool(can_compile()), reason=can_compile() or "there is a compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_model_and_loss_are_part_of_a_recording(monkeypatch, tmp_path):
+    monkeypatch.setenv("FITKIT_CACHE", str(tmp_path))
+    eager, captured = build(network("mlp"), captured=False, epochs=3), build(network("mlp"), epochs=3)
+    step = captured._train_step
+    step.tier = captured.tier = replace(captured.tier, asked=True)
+    step.eager.compile_forward()
+    assert captured.tier.compiles_forward
+    for trainer in (eager, captured):
+        trainer.fit()
+    assert step.parts.forward is step.eager.forward and step.graphs and not step.refused
+    assert furthest(captured.model, eager.model) <= 1e-5

@@ -448,3 +448,27 @@ def test_a_graph_that_computes_something_else_is_found_out_at_its_first_call(mon
     if not layers:  # else model and loss, compiled, draw masks of their own
         assert furthest(checked.model, eager.model) <= 1e-5
         assert checked.history["loss"] == pytest.approx(eager.history["loss"], rel=1e-6)
+
+
+def test_optimizer_state_that_a_callback_loads_is_in_the_next_epoch_s_graph():
+    """load_state_dict makes new tensors, of the same shapes."""
+
+    def train(compiled):
+        def reset(trainer):
+            if trainer.epoch == 3:
+                state = trainer.optimizer.state_dict()
+                for entries in state["state"].values():
+                    entries |= {name: torch.zeros_like(value) for name, value in entries.items()}
+                trainer.optimizer.load_state_dict(state)
+
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+        spec = {"optimizer": {"AdamW": 0.01}}
+        spec["fit"] = {"epochs": 4, "batch_size": 13, "device": "cpu", "compile": compiled}
+        callbacks = [fitkit.LambdaCallback(on_epoch_begin=reset)]
+        trainer = fitkit.build(spec, model=module, data={"train": (X, Y)}, callbacks=callbacks)
+        trainer.fit()
+        return module, [float(entries["step"]) for entries in trainer.optimizer.state.values()]
+
+    (compiled, counted), (eager, expected) = train(True), train(False)
+    assert counted == expected == [8.0, 8.0] and furthest(compiled, eager) <= 1e-5

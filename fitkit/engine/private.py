@@ -42,6 +42,11 @@ def bare_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
     return functools.partial(wrapped, optimizer)
 
 
+def unwarned(optimizer: Any) -> None:
+    """Let torch not warn of a capturable optimizer's steps outside of a recording: some are."""
+    optimizer._warned_capturable_if_run_uncaptured = True
+
+
 def hooked(optimizer: torch.optim.Optimizer) -> bool:
     """Tell whether functions of a user's own are called in a step: by the optimizer, or by a gradient that arrives."""
     for part in [optimizer, *getattr(optimizer, "bound_parts", list)()]:

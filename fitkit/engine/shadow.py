@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fitkit.engine.batches import Batch
+from fitkit.engine.private import unwarned
 from fitkit.engine.seeds import kept_random_state, random_state, seed_step
 from fitkit.engine.step import Rates, Sums, TrainStep
 from fitkit.errors import show
@@ -98,6 +99,7 @@ def later(rates: Rates, ahead: int) -> Rates:
 
 def _twin(step: TrainStep) -> TrainStep:
     model, optimizer = copy.deepcopy((step.model, step.optimizer))
+    unwarned(optimizer)  # which a copy forgets
     return TrainStep(
         model, step.objective, optimizer, seed=step.seed, accumulate=step.accumulate, clip_norm=step.clip_norm
     )

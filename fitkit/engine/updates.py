@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fitkit.engine.private import unwarned
+
 # The functions that torch's optimizers call. Not rprop: in a graph, torch 2.13 gives it zeros for the gradient of an
 # embedding.
 FUNCTIONS = frozenset(
@@ -86,8 +88,7 @@ def count_on_device(optimizer: torch.optim.Optimizer) -> None:
             for parameter in group["params"]:
                 entries = optimizer.state.get(parameter, {})
                 entries |= {k: v.to(parameter.device) for k, v in entries.items() if isinstance(v, Tensor)}
-    told: Any = optimizer
-    told._warned_capturable_if_run_uncaptured = True  # torch would warn of steps outside of a recording
+    unwarned(optimizer)
 
 
 def updates_of(optimizer: torch.optim.Optimizer, *, eager: bool = False) -> list[Update] | None:
