@@ -45,14 +45,17 @@ def capture(function: Callable[..., Added], parts: Parts, batches: ArrayBatches,
     def run() -> Added:
         return changes.watch(lambda: function(parts, batches, inputs.rows, inputs.lrs))
 
+    # Compiled code keeps no copies either, and would be compiled again for the other setting.
+    cache = contextlib.nullcontext() if parts.forward else _uncached_autocast()
     try:
-        with _put_back(parts), _uncached_autocast(), kept_random_state():
+        with _put_back(parts), cache, kept_random_state():
             play = record(run, rows.device)
     except Exception as error:  # whatever a recording trips over is a reason to go on without it
         raise NoGraph(_cause(error)) from error
     if changes.found:
         raise NoGraph("the model's own code draws random numbers on the host, or changes its attributes, in each step")
-    addresses, attributes = _addresses(parts, batches), _attributes(parts)
+    held = [tensor.detach() for tensor in _held(parts, batches)]  # so that no one else gets their memory meanwhile
+    attributes = _attributes(parts)
 
     def call(parts: Parts, batches: ArrayBatches, rows: Tensor, lrs: Tensor) -> Added:
         inputs.set(rows, lrs)
@@ -60,7 +63,7 @@ def capture(function: Callable[..., Added], parts: Parts, batches: ArrayBatches,
 
     def holds(parts: Parts, batches: ArrayBatches, rows: Tensor, lrs: Tensor) -> bool:
         same = rows.shape == inputs.rows.shape and lrs.shape == inputs.lrs.shape and not hooked_modules(parts.model)
-        return same and _addresses(parts, batches) == addresses and _attributes(parts) == attributes
+        return same and _places(_held(parts, batches)) == _places(held) and _attributes(parts) == attributes
 
     return Graph(call, holds, _refuse_save)
 
@@ -151,16 +154,20 @@ def _uncached_autocast() -> Iterator[None]:
         torch.set_autocast_cache_enabled(was)
 
 
-def _addresses(parts: Parts, batches: ArrayBatches) -> list[int]:
-    """Return where everything lies that a step reads or writes, but its inputs."""
+def _held(parts: Parts, batches: ArrayBatches) -> list[Tensor]:
+    """Return everything that a step reads or writes, but its inputs."""
     modules = [module for module in (parts.model, parts.objective.transform) if module is not None]
-    held: Iterable[Any] = itertools.chain(
+    every: Iterable[Any] = itertools.chain(
         parts.parameters,
         *(itertools.chain(module.parameters(), module.buffers()) for module in modules),
         *(entries for update in parts.updates for entries in update.state),
         (batches.x, batches.y, batches.starts, batches.span, batches.augment and batches.augment.key),
     )
-    return [tensor.data_ptr() for tensor in held if isinstance(tensor, Tensor)]
+    return [tensor for tensor in every if isinstance(tensor, Tensor)]
+
+
+def _places(tensors: Iterable[Tensor]) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
 
 
 def _attributes(parts: Parts) -> list[dict[str, Any]]:
