@@ -333,14 +333,16 @@ def test_augmented_rows_are_those_of_the_epoch():
 
 
 def test_batches_for_a_gpu_come_from_memory_that_it_can_read_by_itself():
+    """Put there by a thread of the loader where it has workers; else where they are sent to it."""
     dataset = torch.utils.data.TensorDataset(X, Y)
-    loader = torch.utils.data.DataLoader(dataset, batch_size=4)
-    for source in (dataset, loader):
-        pinned = [
-            LoaderBatches(source, batch_size=4, device=torch.device(device)).options.get("pin_memory", False)
-            for device in ("cuda", "cpu")
-        ]
-        assert pinned == [True, False]
+    for workers in (0, 2):
+        loader = torch.utils.data.DataLoader(dataset, batch_size=4, num_workers=workers)
+        for source in (dataset, loader):
+            pinned = [
+                LoaderBatches(source, batch_size=4, device=torch.device(device), workers=workers).options
+                for device in ("cuda", "cpu")
+            ]
+            assert [options.get("pin_memory", False) for options in pinned] == [workers > 0, False]
 
 
 def test_rows_of_a_recording_are_gathered_from_where_they_are():

@@ -9,6 +9,7 @@ from torch import nn
 
 import fitkit
 from fitkit.engine.loading import LoaderBatches
+from fitkit.engine.mapped import MappedBatches
 from fitkit.engine.step import TrainStep
 from fitkit.engine.tier import CAPTURED
 from fitkit.engine.whole_step import WholeStep
@@ -75,9 +76,27 @@ def test_a_step_that_overflows_in_fp16_is_skipped_and_counted():
     assert trainer.step + history.skipped_steps == 8
 
 
-def test_batches_of_a_dataset_are_copied_while_the_host_goes_on():
+def mapped(tmp_path):
+    numpy = pytest.importorskip("numpy")
+    numpy.save(tmp_path / "x.npy", X.numpy())
+    numpy.save(tmp_path / "y.npy", CLASSES.numpy())
+    data = {"npy": {"x": str(tmp_path / "x.npy"), "y": str(tmp_path / "y.npy"), "read": "map"}}
+    spec = {"data": data, "splits": {"random": {"val": 0}}, "model": [{"Linear": "outputs"}]}
+    batches = fitkit.build(spec | {"fit": {"device": "cuda", "batch_size": 32}}).train
+    assert isinstance(batches, MappedBatches)
+    batches.rows = torch.arange(len(X))
+    return batches
+
+
+def loaded(workers):
     dataset = torch.utils.data.TensorDataset(X.double(), CLASSES)
-    batches = LoaderBatches(dataset, batch_size=32, device=torch.device("cuda:0"), dtype=torch.float32)
+    device, dtype = torch.device("cuda:0"), torch.float32
+    return LoaderBatches(dataset, batch_size=32, device=device, dtype=dtype, workers=workers)
+
+
+@pytest.mark.parametrize("how", ["a dataset", "workers", "a map"])
+def test_batches_are_copied_while_the_host_goes_on(how, tmp_path):
+    batches = mapped(tmp_path) if how == "a map" else loaded(2 if how == "workers" else 0)
     read = batches.in_order()
     next(read)  # sets the GPU up
     torch.cuda.set_sync_debug_mode("error")

@@ -64,7 +64,7 @@ class LoaderBatches:
         self.iterable = isinstance(dataset, IterableDataset)
         own: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0 and not self.iterable}
         self.options = own if loader is None else _options(loader)
-        if device.type == "cuda":  # memory from which a copy to the device goes on while the host does
+        if device.type == "cuda" and self.options["num_workers"]:  # by a thread; without workers, where it is sent
             self.options["pin_memory"] = True
         if self.iterable and loader is None and workers:
             warnings.warn(
@@ -151,12 +151,17 @@ class LoaderBatches:
             raise DataError(
                 f"{self.name}: a sample must be a pair (x, y) of tensors or numbers, but a batch is {kind}."
             )
-        pinned = self.device.type == "cuda"  # elsewhere an asynchronous copy may read memory that has changed
         x, y = batch
-        if pinned:  # before it is converted, into memory that would not be
-            x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+        if self.device.type == "cuda":  # first, since what is converted would not be pinned
+            x, y = self._sent(x), self._sent(y)
         x = x.to(self.dtype) if self.dtype is not None and x.is_floating_point() else x
         return x.to(self.device), y.to(self.device)
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """Return a tensor on the GPU, to which it is copied while the host goes on."""
+        if tensor.device.type == "cpu" and tensor.layout is torch.strided and not tensor.is_pinned():
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
 
 def _options(loader: DataLoader[Any]) -> dict[str, Any]:
