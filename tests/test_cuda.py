@@ -108,7 +108,7 @@ def test_batches_are_copied_while_the_host_goes_on(how, tmp_path):
     assert torch.equal(torch.cat([x for x, _ in rest]).cpu(), X[32:])
 
 
-# Captured steps. `captured` builds a trainer whose tier is the one that `compile: auto` takes for a model that is
+# Captured steps. `captured` builds a trainer whose tier is the one that `compile: auto` would take for a model that is
 # declared: eager code, recorded.
 
 

@@ -89,7 +89,12 @@ def chosen_on_gpu(epochs=10, model=None, train=None, device=GPU, declared=True, 
     return choose_tier(options, model, train, device=device, declared=declared, **facts)
 
 
-def test_on_a_gpu_small_declared_steps_are_captured():
+def test_on_a_gpu_nothing_is_captured_by_itself_yet():
+    assert chosen_on_gpu().compiles == "" and "fit.compile: true takes them" in chosen_on_gpu().why
+
+
+def test_on_a_gpu_small_declared_steps_are_captured(monkeypatch):
+    monkeypatch.setattr(tier, "CAPTURES_BY_ITSELF", True)
     small = chosen_on_gpu()
     assert (small.compiles, small.first, small.steps, small.all_steps) == ("whole steps captured", 1, 1, True)
     assert str(small) == ("steps: whole steps captured: they are so small that launching their kernels takes longest")
@@ -109,7 +114,8 @@ def test_on_a_gpu_small_declared_steps_are_captured():
         ("fit.compile is false", {"compile": False}),
     ],
 )
-def test_on_a_gpu_what_a_capture_does_not_make_faster_or_might_get_wrong_stays_eager(why, changes):
+def test_on_a_gpu_what_a_capture_does_not_make_faster_or_might_get_wrong_stays_eager(monkeypatch, why, changes):
+    monkeypatch.setattr(tier, "CAPTURES_BY_ITSELF", True)
     tier = chosen_on_gpu(**changes)
     assert tier.compiles == "" and tier.first == 0 and why in tier.why
 
