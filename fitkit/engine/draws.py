@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -54,7 +55,10 @@ def _python_still() -> int:
 
 
 def _torch_word(generator: torch.Generator | None = None) -> int:
-    return int(torch.empty((), dtype=torch.int64).random_(generator=generator).item())
+    return int(_WORD.random_(generator=generator).item())
+
+
+_WORD = torch.empty((), dtype=torch.int64)
 
 
 def _torch_keep() -> Callable[[], object]:
@@ -98,8 +102,8 @@ def _spare_source() -> Any:
 
 @functools.cache
 def _numpy_stillness() -> int:
-    twin = loaded_numpy().random.RandomState(STILL)._bit_generator.random_raw
-    return int(twin() << 32 | twin())
+    first, second = struct.unpack("<2I", loaded_numpy().random.RandomState(STILL).bytes(8))
+    return int(first << 32 | second)
 
 
 def _numpy_still() -> int:
@@ -134,8 +138,8 @@ GENERATORS = {
 class Draws:
     """Calls of one function of the user's, and which global generators it has been seen to draw from.
 
-    What it draws in a call depends on that call's seed alone. The process's own random state is left as it was; one
-    that only serves a loader has none worth keeping.
+    What it draws in a call depends on that call's seed alone; only of code that puts a generator back where it was
+    this is not seen. The process's own random state is left as it was; a loader's worker has none worth keeping.
     """
 
     def __init__(self) -> None:
@@ -185,12 +189,11 @@ class Draws:
         results: list[R] = []
         fault = None
         try:
-            if not seeding:
-                results = [function(argument) for argument in arguments]
-            for argument in arguments if seeding else ():
-                value = seed(argument)
-                for seeds in seeding:
-                    seeds(value)
+            for argument in arguments:
+                if seeding:
+                    value = seed(argument)
+                    for seeds in seeding:
+                        seeds(value)
                 results.append(function(argument))
         except Exception as error:  # perhaps of what it drew
             fault = error

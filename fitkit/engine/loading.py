@@ -29,6 +29,7 @@ from torch.utils.data import (
 )
 
 from fitkit.engine.batches import Batch
+from fitkit.engine.collate import collate
 from fitkit.engine.draws import Draws, kept_normal
 from fitkit.engine.seeds import BATCH, SAMPLE, derive, derive_state, kept_random_state, order, seed_sample
 from fitkit.engine.workers import StartWorker, fault_of_reading, fault_of_rows, start_workers
@@ -136,8 +137,8 @@ class LoaderBatches:
             return DataLoader(self.dataset, batch_size=self.batch_size, collate_fn=self.collate, **options)
         assembled = self.collate is default_collate
         seeded = _Batched(self.dataset, self.name, assembled) if self.plan.whole else _Seeded(self.dataset, self.name)
-        collate: Any = _collated if assembled else _SeededCollate(self.collate)
-        return DataLoader(seeded, batch_sampler=self.plan, collate_fn=collate, **options)
+        collated: Any = _Collate(self.collate)
+        return DataLoader(seeded, batch_sampler=cast(Any, self.plan), collate_fn=collated, **options)
 
     def _pair(self, batch: Any) -> Batch:
         if not isinstance(batch, tuple | list) or len(batch) != 2 or not all(isinstance(b, Tensor) for b in batch):
@@ -152,9 +153,9 @@ class LoaderBatches:
 
 def _here(loader: DataLoader[Any]) -> Iterator[Any]:
     """Yield the batches of a loader without workers, without the 10 µs that torch adds to each."""
-    dataset, collate = cast(Any, loader.dataset), loader.collate_fn
+    dataset, together = cast(Any, loader.dataset), loader.collate_fn
     for keys in cast(Any, loader.batch_sampler):
-        yield collate(dataset.__getitems__(keys))
+        yield together(dataset.__getitems__(keys))
 
 
 def _options(loader: DataLoader[Any]) -> dict[str, Any]:
@@ -215,7 +216,7 @@ class _Plan:
         batches = self._drawn(self.batch_sampler) if self.batch_sampler is not None else self._cut()
         of_samples = derive_state(self.seed, SAMPLE, self.epoch)
         for number, batch in itertools.islice(enumerate(batches), self.start, None):
-            yield batch, derive(self.seed, BATCH, self.epoch, number) if self.whole else of_samples
+            yield [*batch], derive(self.seed, BATCH, self.epoch, number) if self.whole else of_samples
 
     def _cut(self) -> Iterator[list[int]]:
         if self.sampler is not None:
@@ -314,17 +315,18 @@ def reads_batches(dataset: Any) -> bool:
     return callable(batch) and others <= {kind.__getitem__, Dataset.__getitem__, None}
 
 
-class _SeededCollate:
-    """The user's `collate_fn`, called as if `random`, NumPy and torch were seeded by the batch's first sample."""
+class _Collate:
+    """The user's `collate_fn`, called as if `random`, NumPy and torch were seeded by the batch's first sample.
 
-    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
-        self.collate = collate
+    torch's own draws nothing.
+    """
+
+    def __init__(self, own: Callable[[list[Any]], Any]) -> None:
+        self.own = own
         self.draws = Draws()
 
     def __call__(self, read: tuple[int, list[Any]]) -> Any:
         seed, samples = read
-        return self.draws(self.collate, [samples], lambda _: derive(seed, SAMPLE))[0]
-
-
-def _collated(read: tuple[int, list[Any]]) -> Any:
-    return default_collate(read[1])
+        if self.own is default_collate:
+            return collate(samples)
+        return self.draws(self.own, [samples], lambda _: derive(seed, SAMPLE))[0]
