@@ -144,6 +144,7 @@ def _process(benchmark: Benchmark, name: str, case: str, row: str, quick: bool, 
         "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
     }
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # as it is where fitkit is installed: its modules are compiled
     if benchmark.threads:
         environment |= {"OMP_NUM_THREADS": str(benchmark.threads)}
     command = [sys.executable, "-m", "benchmarks", "--one", name, case, row, *(["--quick"] if quick else [])]

@@ -1,7 +1,8 @@
 """How long does fitkit take to start?
 
-Processes from beginning to end, the files in the system's cache. `import fitkit` alone loads no torch; `and fit` asks
-for fitkit's `fit`, so that all is loaded that a run needs. What fitkit adds is taken within one process, after torch.
+Processes from beginning to end, the files in the system's cache, the bytecode of all modules there. `import fitkit`
+alone loads no torch; `and fit` asks for fitkit's `fit`, so that all is loaded that a run needs. What fitkit adds is
+taken within one process, after torch.
 """
 
 from __future__ import annotations

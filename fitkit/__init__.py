@@ -8,6 +8,7 @@ Importing this package imports no torch: each public name is loaded when it is f
 
 from __future__ import annotations
 
+import gc
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,13 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("fitkit.register")
     if name not in _WHERE:
         raise AttributeError(f"module 'fitkit' has no attribute {name!r}")
-    return getattr(importlib.import_module(_WHERE[name]), name)
+    collects = gc.isenabled()
+    gc.disable()  # else the import makes the collector look through all of torch, which takes longer than the import
+    try:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    finally:
+        if collects:
+            gc.enable()
 
 
 def __dir__() -> list[str]:

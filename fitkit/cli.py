@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import gc
 import json
 import re
@@ -154,14 +155,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 @contextlib.contextmanager
 def _importing() -> Iterator[None]:
     """Hold Python's collector while modules are imported: it would take a quarter of the time, and find nothing."""
-    first = not gc.get_freeze_count()
     gc.disable()
     try:
         yield
     finally:
-        if first:
-            gc.freeze()  # what torch made stays: the collector need not look through it again and again
+        _freeze()
         gc.enable()
+
+
+@functools.cache  # once
+def _freeze() -> None:
+    """Have the collector leave out what torch made, which stays: else it looks through it again and again."""
+    gc.freeze()
 
 
 def _load(arguments: argparse.Namespace) -> Any:
@@ -170,8 +175,12 @@ def _load(arguments: argparse.Namespace) -> Any:
     _run_codes(arguments)
     with _importing():
         from fitkit.builder import check_tree
+        from fitkit.engine.private import load_compiler
 
-    return check_tree(tree, Path(arguments.spec), bool(arguments.overrides))
+    spec = check_tree(tree, Path(arguments.spec), bool(arguments.overrides))
+    with _importing():
+        load_compiler()
+    return spec
 
 
 def _run_codes(arguments: argparse.Namespace) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
 import json
 import math
@@ -210,7 +209,7 @@ class History:
         header, rows = self._table()
         gap = ["…"] + [""] * len(self.history)
         lines = [_html_row(header, "th"), *(_html_row(row or gap, "td") for row in rows)]
-        caption = f'<caption style="caption-side: bottom; text-align: left">{html.escape(self._summary())}</caption>'
+        caption = f'<caption style="caption-side: bottom; text-align: left">{_escape(self._summary())}</caption>'
         return "\n".join(['<table style="font-variant-numeric: tabular-nums">', caption, *lines, "</table>"])
 
     def _row(self, index: int) -> dict[str, float]:
@@ -286,9 +285,15 @@ def _format(column: str, value: float) -> str:
     return f"{value:.4f}" if size < 100 else f"{value:.1f}"
 
 
+def _escape(text: str) -> str:
+    import html  # all entities of HTML, which only a notebook needs
+
+    return html.escape(text)
+
+
 def _html_row(cells: Sequence[str], tag: str) -> str:
     bold = "; font-weight: 700" if cells[0].startswith("*") else ""
-    inner = "".join(f'<{tag} style="text-align: right{bold}">{html.escape(cell)}</{tag}>' for cell in cells)
+    inner = "".join(f'<{tag} style="text-align: right{bold}">{_escape(cell)}</{tag}>' for cell in cells)
     return f"<tr>{inner}</tr>"
 
 

@@ -62,7 +62,7 @@ NAMES |= {
         ("engine/capture.py", "_plain"),
     ),
     "globals": (("__init__.py", "__dir__"),),  # what completion shows
-    "sys.modules": (("engine/seeds.py", "_numpy"),),  # NumPy's generator, where NumPy is loaded
+    "sys.modules": (("engine/seeds.py", "loaded_numpy"),),  # NumPy's generator, where NumPy is loaded
 }
 # getattr and setattr with a name that is not written out: where, of what, and why the name cannot come from a file.
 NAMED = {

@@ -33,3 +33,21 @@ def test_build_stays_a_function_after_its_package_was_imported():
     import fitkit.builder  # noqa: F401
 
     assert callable(fitkit.build) and callable(fitkit.fit) and callable(fitkit.load)
+
+
+def test_the_first_use_of_a_public_name_holds_the_collector_and_leaves_it_as_it_was():
+    code = """
+import gc, sys, torch
+passes = []
+gc.callbacks.append(lambda phase, info: passes.append(info["generation"]))
+import fitkit
+before = len(passes)
+fitkit.fit
+assert len(passes) == before and gc.isenabled()
+assert not {"torch._dynamo", "sympy", "html", "matplotlib"} & set(sys.modules)
+gc.disable()
+fitkit.plan
+assert not gc.isenabled()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

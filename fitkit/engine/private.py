@@ -82,6 +82,12 @@ def _step_hooks(optimizer: torch.optim.Optimizer) -> list[Any]:
     return hooks + [getattr(_module, f"_global_optimizer_{when}_hooks", None) for when in ("pre", "post")]
 
 
+def load_compiler() -> None:
+    """Import torch's compiler, where that suits: torch does it by itself for the first optimizer, compiled or not."""
+    with contextlib.suppress(ImportError):
+        import torch._dynamo  # noqa: F401
+
+
 class NoGraph(Exception):
     """A function cannot be one graph; the message says why, and where in the user's code."""
 

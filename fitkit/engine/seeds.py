@@ -42,7 +42,7 @@ def order(rows: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:  # (N,) ->
 @contextlib.contextmanager
 def kept_random_state() -> Iterator[None]:
     """Put back the state of Python's, torch's and NumPy's global generators, whatever is drawn in between."""
-    numpy = _numpy()
+    numpy = loaded_numpy()
     before = random.getstate(), torch.get_rng_state(), numpy and numpy.random.get_state()
     try:
         yield
@@ -62,7 +62,7 @@ def host_random_state() -> tuple[Any, ...]:
 
 def drawn_again() -> Callable[[], None]:
     """Return a function that puts Python's and NumPy's global generators where they are now."""
-    numpy = _numpy()
+    numpy = loaded_numpy()
     python, theirs = random.getstate(), numpy and numpy.random.get_state()
 
     def again() -> None:
@@ -77,11 +77,12 @@ def seed_sample(seed: int) -> None:
     """Seed Python's, torch's and NumPy's global generators, from which the code of a dataset may draw."""
     random.seed(seed)
     torch.default_generator.manual_seed(seed)
-    if numpy := _numpy():
+    if numpy := loaded_numpy():
         numpy.random.seed(seed & 0xFFFFFFFF)
 
 
-def _numpy() -> Any:
+def loaded_numpy() -> Any:
+    """Return NumPy, or None."""
     return sys.modules.get("numpy")  # where nobody imported it, nobody draws from it
 
 
