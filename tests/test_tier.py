@@ -116,8 +116,8 @@ def test_on_a_gpu_small_declared_steps_are_captured(monkeypatch):
 )
 def test_on_a_gpu_what_a_capture_does_not_make_faster_or_might_get_wrong_stays_eager(monkeypatch, why, changes):
     monkeypatch.setattr(tier, "CAPTURES_BY_ITSELF", True)
-    tier = chosen_on_gpu(**changes)
-    assert tier.compiles == "" and tier.first == 0 and why in tier.why
+    found = chosen_on_gpu(**changes)
+    assert found.compiles == "" and found.first == 0 and why in found.why
 
 
 def test_on_a_gpu_what_is_asked_for_is_compiled_and_captured():

@@ -55,7 +55,7 @@ def kept_random_state() -> Iterator[None]:
 
 def host_random_state() -> tuple[Any, ...]:
     """Return the state of Python's, torch's and NumPy's global generators as values that can be compared."""
-    theirs: Any = (numpy := _numpy()) and numpy.random.get_state()
+    theirs: Any = (numpy := loaded_numpy()) and numpy.random.get_state()
     own = random.getstate(), bytes(torch.get_rng_state().tolist())
     return (*own, theirs and (theirs[1].tobytes(), *theirs[2:]))
 
