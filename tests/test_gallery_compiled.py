@@ -25,15 +25,15 @@ needs_compiler = pytest.mark.skipif(bool(can_compile()), reason=can_compile() or
 SPECS = sorted((Path(__file__).resolve().parent.parent / "specs").glob("*.yaml"))
 walk = pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
 EPOCHS = 3
-# As much of a spec as compiles in seconds: its kinds of layers, loss, optimizer and callbacks stay. An epoch is some
-# steps of full size, which share a call where they are small, and a ragged end.
+# As much of a spec as compiles in seconds: its kinds of layers, loss, optimizer and callbacks stay. An epoch is six
+# steps of full size, three a call where they are small, the first of them eager, and a ragged end.
 SMALLER = {
-    "breast_cancer": {"fit.batch_size": 150},
+    "breast_cancer": {"fit.batch_size": 53},
     "char_gpt": {"model": {"gpt": {"width": 16, "depth": 1, "heads": 2, "dropout": 0.0}}, "data.text.length": 16},
-    "csv_tabular": {"fit.batch_size": 90},
-    "diabetes": {"fit.batch_size": 120},
-    "digits": {"fit.batch_size": 500},
-    "iris": {"fit.batch_size": 50},
+    "csv_tabular": {"fit.batch_size": 31},
+    "diabetes": {"fit.batch_size": 42},
+    "digits": {"fit.batch_size": 200},
+    "iris": {"fit.batch_size": 19},
     "sequence_lstm": {"model": {"lstm": {"width": 8, "dropout": 0.3}}},
 }
 
@@ -48,7 +48,7 @@ def smaller(tmp_path, monkeypatch):
         chosen = {"fit.epochs": EPOCHS, "fit.device": "cpu", **SMALLER.get(path.stem, {}), **more}
         if path.stem == "char_gpt":
             text = (path.parent / "data" / "python_topics.txt").read_text("utf-8")
-            (tmp_path / "text.txt").write_text(text[:1400], "utf-8")
+            (tmp_path / "text.txt").write_text(text[:3500], "utf-8")
             chosen["data.text.path"] = str(tmp_path / "text.txt")
         return chosen
 
