@@ -124,10 +124,17 @@ def compiled_forward(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Shapes are fixed: a full batch and the last one; a dynamic graph would depend on the run's history.
     """
+    from torch._inductor.compile_fx import compile_fx
+
     from fitkit.engine.passes import PlainSums
 
     options: Any = {"joint_custom_pre_pass": PlainSums(), "post_grad_custom_pre_pass": PlainSums()}
-    return torch.compile(function, dynamic=False, options=options)
+
+    def backend(module: Any, inputs: Any) -> Any:
+        with _tensors_stay_tensors():
+            return compile_fx(module, inputs, config_patches=options)
+
+    return torch.compile(function, dynamic=False, backend=backend)
 
 
 def load_graph(file: IOBase) -> Graph:
@@ -135,6 +142,27 @@ def load_graph(file: IOBase) -> Graph:
     with _settings():
         made: Any = torch.compiler.load_compiled_function(file)
     return Graph(made.fn, made.guard_check, made.save_compiled_function)
+
+
+@contextlib.contextmanager
+def _tensors_stay_tensors() -> Iterator[None]:
+    """Keep torch's compiler from taking each 0-d float64 tensor for a Python number.
+
+    Torch 2.13 does so in every model and loss that has one: what is written into it in place is lost, and steps that
+    hold one cannot be compiled ahead. With fixed shapes there are no numbers for which it would be of use.
+    """
+    from torch._functorch._aot_autograd import graph_compile
+
+    name = "_apply_tensorify_python_scalars"
+    kept = getattr(graph_compile, name, None)
+    if kept is None:
+        yield
+        return
+    setattr(graph_compile, name, lambda module: None)
+    try:
+        yield
+    finally:
+        setattr(graph_compile, name, kept)
 
 
 @contextlib.contextmanager
@@ -154,6 +182,7 @@ def _settings() -> Iterator[None]:
     with (
         torch._dynamo.config.patch(trace_autograd_ops=True),
         torch._inductor.config.patch(inductor),
+        _tensors_stay_tensors(),
         warnings.catch_warnings(),
         kept_random_state(),
     ):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fitkit.engine.batches import ArrayBatches, Batch, Batches
 from fitkit.engine.capture import capture
@@ -31,6 +31,7 @@ from fitkit.engine.updates import count_on_device, updates_of
 from fitkit.spec.options import FitOptions
 
 MOST_GRAPHS = 8
+PLAIN = (bool, int, float, str, tuple, list)  # with None, all that torch's modules are told in
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,10 @@ class WholeStep:
             if self.tier.captured:
                 count_on_device(self.eager.optimizer)
             self.signature = signature(self.eager, window.batches if isinstance(window, Rows) else window)
+            if self.store is not None:  # such a graph has no guards
+                self.signature += attributes_of(self.eager.model)
+                if changed(self.eager.model):
+                    self.store = None
             if hooked(self.eager.optimizer):
                 self._refuse("hooks on parameters or on the optimizer would not be called")
                 return None, ()
@@ -253,9 +258,25 @@ def signature(step: TrainStep, batches: Any) -> str:
         said.append(batches.tokens)
     else:
         said += [(a.dtype, a.stride()) for pair in batches for a in pair]
-    for tensor in itertools.chain(model.parameters(), model.buffers()):
+    transform = step.objective.transform
+    for tensor in itertools.chain(model.parameters(), model.buffers(), transform.buffers() if transform else ()):
         kept = state.get(tensor, {})
         entries = [(k, v.shape, v.dtype) if isinstance(v, Tensor) else (k, v) for k, v in kept.items()]
         said.append((tensor.requires_grad, tensor.shape, tensor.dtype, tensor.stride(), entries))
     said += [[(k, v) for k, v in g.items() if k not in ("params", "lr")] for g in step.optimizer.param_groups]
     return hashlib.sha256(repr(said).encode()).hexdigest()
+
+
+def attributes_of(model: nn.Module) -> str:
+    """Return the classes of a model's modules and their plain values, such as dropout's p, which code may change."""
+    said = []
+    for name, module in model.named_modules():
+        plain = [(key, value) for key, value in vars(module).items() if value is None or isinstance(value, PLAIN)]
+        said.append((name, type(module).__module__, type(module).__qualname__, plain))
+    return hashlib.sha256(repr(said).encode()).hexdigest()
+
+
+def changed(model: nn.Module) -> bool:
+    """Tell whether someone put functions of their own on modules: hooks, or another forward."""
+    hooks = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+    return any("forward" in vars(m) or any(getattr(m, hook) for hook in hooks) for m in model.modules())
