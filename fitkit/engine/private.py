@@ -60,6 +60,12 @@ def _step_hooks(optimizer: torch.optim.Optimizer) -> list[Any]:
     return hooks + [getattr(_module, f"_global_optimizer_{when}_hooks", None) for when in ("pre", "post")]
 
 
+def has_bf16() -> bool:
+    """Tell whether this CPU multiplies in bf16 itself, by AVX-512 or AMX; no where torch does not say."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
 class NoGraph(Exception):
     """A function cannot be one graph; the message says why, and where in the user's code."""
 
