@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fitkit.engine import checkpoint
 from fitkit.engine.checkpoint import Checkpoint
+from fitkit.engine.layout import align_state
 from fitkit.engine.saved import is_known, refuse_misfit
 from fitkit.engine.weights import snapshot, untie
 from fitkit.engine.whole_step import WholeStep
@@ -222,3 +223,4 @@ def _load_optimizer(
             now = optimizer.state[parameters[index]][name]
             if isinstance(value, Tensor) and now.dtype != value.dtype:
                 optimizer.state[parameters[index]][name] = value.to(now.device, copy=True)
+    align_state(optimizer)  # files hold tensors in contiguous order

@@ -191,13 +191,17 @@ class RunFolder(Callback):
         write_text(folder / SUMMARY, _json(summary))
 
 
+def precision_of(trainer: Any) -> str:
+    """Return the number format in which a trainer computes, by torch's name."""
+    return str(trainer.objective.precision or next(trainer.model.parameters()).dtype).removeprefix("torch.")
+
+
 def environment(trainer: Any, command: str | None) -> dict[str, Any]:
     """Return what the run runs on: versions, device, threads, and the precision and compilation actually used."""
     import fitkit
 
     device = trainer.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    precision = trainer.objective.precision or next(trainer.model.parameters()).dtype
     return {
         "fitkit": fitkit.__version__,
         "torch": torch.__version__,
@@ -206,7 +210,7 @@ def environment(trainer: Any, command: str | None) -> dict[str, Any]:
         "device": str(device),
         "device_name": name,
         "threads": trainer.tier.threads or torch.get_num_threads(),
-        "precision": str(precision).removeprefix("torch."),
+        "precision": precision_of(trainer),
         "compiled": trainer.tier.compiles,
         "compiled_from_epoch": trainer.tier.first or None,
         "compiled_or_not_because": trainer.tier.why,

@@ -166,11 +166,13 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def find_changes(folder: Path, trainer: Trainer, data: Mapping[str, str], allowed: Sequence[str]) -> list[Change]:
-    """Return every difference between what the run was asked and what is asked now: spec, torch, threads, data.
+    """Return every difference between what the run was asked and what is asked now, and of what it runs on.
 
     Raises SpecError unless all of them are allowed, and are such as a run can be gone on with.
     """
     now = {"torch": str(torch.__version__), "threads": trainer.tier.threads or torch.get_num_threads(), **data}
+    if trainer.options.precision == "auto":  # another machine may choose another one
+        now["precision"] = run_folder.precision_of(trainer)
     environment = run_folder.read_environment(folder)
     asked = [reader.read_text(text).plain() for text in (run_folder.read_resolved(folder), trainer.spec.to_yaml())]
     then = {**asked[0], **{name: environment[name] for name in environment if name in now or name.startswith("data_")}}

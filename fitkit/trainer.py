@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from fitkit.engine.batches import Batch, Batches
 from fitkit.engine.devices import run_settings
+from fitkit.engine.layout import channels_last
 from fitkit.engine.memory import MicroBatches, forget_peak, peak_mb, refuse_batchnorm
 from fitkit.engine.monitor import Monitor
 from fitkit.engine.recompute import recomputed
@@ -191,11 +192,8 @@ class Trainer:
 
     def __str__(self) -> str:
         """Show the plan: what will run on what, for how long."""
-        counts = [
-            f"{name} {part.samples:,}"
-            for name, part in (("train", self.train), ("val", self.val))
-            if part and part.samples
-        ]
+        parts = {"train": self.train, "val": self.val}
+        counts = [f"{name} {part.samples:,}" for name, part in parts.items() if part and part.samples]
         size = sum(p.numel() for p in self.model.parameters())
         precision = str(self.objective.precision or next(self.model.parameters()).dtype).removeprefix("torch.")
         steps = f"{self.total_steps:,} steps" if self.total_steps else "no end in steps"
@@ -227,7 +225,8 @@ class Trainer:
         self.model.zero_grad()  # gradients that it brings along are no part of the first step
         if not self.model.training:  # a module that was loaded for prediction; parts frozen in eval mode stay so
             self.model.train()
-        with run_settings(self.options, self.device, self.tier.threads), recomputed(self.model, self.options):
+        order = channels_last(self.model, self.optimizer, self.objective.precision)
+        with run_settings(self.options, self.device, self.tier.threads), order, recomputed(self.model, self.options):
             self._call("train_begin")
             if self.resume is not None:
                 self.resume(self)

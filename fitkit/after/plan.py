@@ -19,6 +19,7 @@ from fitkit.builder.size import in_words, largest_batch, room, without_numbers
 from fitkit.engine.batches import ArrayBatches, Batch, Batches
 from fitkit.errors import SpecError
 from fitkit.parts.callback import LambdaCallback
+from fitkit.run_folder import precision_of
 from fitkit.trainer import Trainer
 
 PROBE_SECONDS = 1.0  # of steps; of evaluation, half of it
@@ -164,7 +165,13 @@ def _timed(found: Plan, trainer: Trainer) -> Plan:
     if trainer.options.max_time is not None:
         seconds = min(trainer.options.max_time, seconds or math.inf)
     return dataclasses.replace(
-        found, steps=steps, step_seconds=step, evaluation_seconds=evaluation, epoch_seconds=epoch, seconds=seconds
+        found,
+        precision=precision_of(trainer),
+        steps=steps,
+        step_seconds=step,
+        evaluation_seconds=evaluation,
+        epoch_seconds=epoch,
+        seconds=seconds,
     )
 
 

@@ -147,6 +147,7 @@ class Bound:
     class_dim: int  # where the classes stand in the model's output
     squeezed: bool  # whether its one output a sample is compared without the last dimension
     flops: float  # floating-point operations of a sample's forward pass, as far as torch counts them
+    convolutions: float  # those of convolutions alone
 
 
 def make_objective(
@@ -192,6 +193,7 @@ def make_objective(
         class_dim=-1 if last or contract.kind != "classes" else 1,
         squeezed=contract.kind != "classes" and output.ndim > y.ndim,
         flops=counter.get_total_flops() / len(x),
+        convolutions=counter.get_flop_counts().get("Global", {}).get(torch.ops.aten.convolution, 0) / len(x),
     )
 
 

@@ -52,7 +52,8 @@ def can_compile() -> str:
 def choose_precision(asked: str, device: torch.device, dtype: torch.dtype = torch.float32) -> torch.dtype | None:
     """Return the dtype of autocast, or None for the parameters' own; auto is bf16 on a GPU that has it.
 
-    Autocast changes float32 alone: a module in another dtype computes in that.
+    Autocast changes float32 alone: a module in another dtype computes in that. Whether auto is bf16 on a CPU is known
+    once there is a model.
     """
     if asked == "fp16" and device.type == "cpu":
         message = "fp16 does not train on a CPU. Write bf16, which keeps fp32's range, or fp32."

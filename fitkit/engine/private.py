@@ -88,6 +88,12 @@ def load_compiler() -> None:
         import torch._dynamo  # noqa: F401
 
 
+def has_bf16() -> bool:
+    """Tell whether this CPU multiplies in bf16 itself, by AVX-512 or AMX; no where torch does not say."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
 class NoGraph(Exception):
     """A function cannot be one graph; the message says why, and where in the user's code."""
 

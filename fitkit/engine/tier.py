@@ -14,10 +14,12 @@ from torch import nn
 
 from fitkit.engine.batches import ArrayBatches, Batches, RowBatches
 from fitkit.engine.devices import can_compile
+from fitkit.engine.private import has_bf16
 from fitkit.spec.options import FitOptions
 
 SMALL_WORK = 2e7  # floating-point operations a step: about a millisecond
 CALLS_WORK = 2e8  # beyond, calls of small operations are a small part of a step
+BF16_WORK = 1e9  # beyond, convolutions in bf16 gain more than the casts around them cost: 1.2 to 2.4 times the speed
 # Steps of a small network after which compilation has paid for itself. Both what is saved and what it costs are mostly
 # Python, a little for each operation of the network, so their quotient depends little on network or machine.
 BREAK_EVEN_STEPS = 60_000
@@ -219,6 +221,16 @@ def evaluation_batch(model: nn.Module, part: RowBatches, flops: float | None) ->
     """Return the samples of a forward pass that only evaluates: more than in training, where that costs no memory."""
     each = work_of(model, part, flops) / (3 * part.batch_size)  # without the backward pass
     return max(part.batch_size, min(MOST_EVALUATED * part.batch_size, int(SMALL_WORK / max(each, 1.0))))
+
+
+def bf16_pays(model: nn.Module, train: Batches, flops: float, convolutions: float) -> bool:
+    """Tell whether bf16 autocast makes steps on this CPU faster: where most of a step of some size are convolutions.
+
+    `flops` and `convolutions` are operations of a sample's forward pass: all, and those of convolutions. Small
+    transformers and recurrent networks gain nothing.
+    """
+    work = work_of(model, train, flops)
+    return 2 * convolutions > flops and BF16_WORK <= work < math.inf and has_bf16()
 
 
 def work_of(model: nn.Module, train: Batches | RowBatches, flops: float | None) -> float:

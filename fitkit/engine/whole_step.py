@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fitkit.engine.batches import ArrayBatches, Batch, Batches
 from fitkit.engine.capture import capture
 from fitkit.engine.graph import Parts, step_on_batches, steps_on_rows
+from fitkit.engine.layout import order
 from fitkit.engine.private import Graph, NoGraph, compile_graph, hooked
 from fitkit.engine.seeds import seed_step
 from fitkit.engine.shadow import later, shadow_of
@@ -261,7 +262,7 @@ def signature(step: TrainStep, batches: Any) -> str:
     transform = step.objective.transform
     for tensor in itertools.chain(model.parameters(), model.buffers(), transform.buffers() if transform else ()):
         kept = state.get(tensor, {})
-        entries = [(k, v.shape, v.dtype) if isinstance(v, Tensor) else (k, v) for k, v in kept.items()]
+        entries = [(k, v.shape, v.dtype, order(v)) if isinstance(v, Tensor) else (k, v) for k, v in kept.items()]
         said.append((tensor.requires_grad, tensor.shape, tensor.dtype, tensor.stride(), entries))
     said += [[(k, v) for k, v in g.items() if k not in ("params", "lr")] for g in step.optimizer.param_groups]
     return hashlib.sha256(repr(said).encode()).hexdigest()

@@ -22,7 +22,8 @@ class FitOptions:
     batch_size: samples a forward pass.
     accumulate: batches an optimizer step; the step equals one on a batch `accumulate` times as large.
     clip_norm: scale the gradient down to at most this global L2 norm before each step.
-    precision: number format of the forward pass; auto is bf16 on a GPU that has it, fp32 elsewhere.
+    precision: number format of the forward pass; auto is bf16 on a GPU that has it, and on a CPU that has it for a
+        classifier most of whose work are convolutions, if a step is of some size; fp32 elsewhere.
     compile: make whole optimizer steps one graph, or else model and loss; auto does so for small models and long runs.
     device: auto takes cuda, then mps, then cpu.
     deterministic: only algorithms that give the same bits every time; slower on a GPU.
