@@ -59,7 +59,8 @@ NAMES |= {
         ("engine/private.py", "_is_patched"),  # whether somebody put a function of their own on an optimizer
         ("model.py", "evaluate"),  # to copy a dataclass of ours
         ("engine/capture.py", "_put_back"),  # what a module's own code wrote into itself
-        ("engine/capture.py", "_plain"),
+        ("engine/signature.py", "plain"),
+        ("engine/private.py", "hooked_modules"),
     ),
     "globals": (("__init__.py", "__dir__"),),  # what completion shows
     "sys.modules": (("engine/seeds.py", "loaded_numpy"),),  # NumPy's generator, where NumPy is loaded
@@ -74,6 +75,7 @@ NAMED = {
     ("engine/saved.py", "refuse_misfit", "name"): "one of the literal COUNTERS, handed over by resume.py",
     ("engine/private.py", "_step_hooks", "f'_optimizer_step_{when}_hooks'"): "two literal words",
     ("engine/private.py", "_step_hooks", "f'_global_optimizer_{when}_hooks'"): "two literal words",
+    ("engine/private.py", "_tensors_stay_tensors", "name"): "a literal name of a function of torch's compiler",
     ("engine/loading.py", "*", "name"): "one of the literal KEPT",
     ("parts/callback.py", "state_dict", "name"): "`remembers` of a class, which is code",
     ("parts/callback.py", "load_state_dict", "name"): "`remembers` of a class, which is code",

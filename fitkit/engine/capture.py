@@ -23,10 +23,9 @@ from fitkit.engine.batches import ArrayBatches
 from fitkit.engine.graph import Added, Parts
 from fitkit.engine.private import Graph, NoGraph, free_generator, hooked_modules
 from fitkit.engine.seeds import host_random_state, kept_random_state
+from fitkit.engine.signature import plain
 
 WARM_UP = 3  # runs before a recording, as torch's notes on CUDA graphs ask for: libraries set themselves up in them
-PLAIN = (bool, int, float, complex, str, bytes, type(None))
-BARE = nn.Module()  # with the attributes that every module has
 Call = Callable[[], Added]
 
 
@@ -132,15 +131,15 @@ def _put_back(parts: Parts) -> Iterator[None]:
     state = [entry for update in parts.updates for entries in update.state for entry in entries]
     changed = [t for t in (*parts.parameters, *parts.model.buffers(), *state) if isinstance(t, Tensor) and _is_dense(t)]
     copies = [t.detach().clone() for t in changed]
-    attributes = [(vars(module), _plain(module)) for module in _modules(parts)]
+    attributes = [(vars(module), plain(module)) for module in _modules(parts)]
     try:
         yield
     finally:
         with torch.no_grad():
             for tensor, copy in zip(changed, copies, strict=True):
                 tensor.copy_(copy)
-        for own, plain in attributes:
-            own.update({name: value for name, value in plain.items() if own.get(name) != value})
+        for own, before in attributes:
+            own.update({name: value for name, value in before.items() if own.get(name) != value})
 
 
 @contextlib.contextmanager
@@ -171,27 +170,13 @@ def _places(tensors: Iterable[Tensor]) -> list[int]:
 
 
 def _attributes(parts: Parts) -> list[dict[str, Any]]:
-    return [_plain(module) for module in _modules(parts)]
+    return [plain(module) for module in _modules(parts)]
 
 
 def _modules(parts: Parts) -> Iterator[nn.Module]:
     for module in (parts.model, parts.objective.transform):
         if module is not None:
             yield from module.modules()
-
-
-def _plain(module: nn.Module) -> dict[str, Any]:
-    """Return a module's own attributes that are numbers, texts, or lists and dicts of them; copies of the latter."""
-    return {
-        name: value.copy() if isinstance(value, list | dict | set) else value
-        for name, value in vars(module).items()
-        if name not in vars(BARE)
-        and (isinstance(value, PLAIN) or (isinstance(value, list | tuple | set | dict) and _holds_plain(value)))
-    }
-
-
-def _holds_plain(values: Any) -> bool:
-    return all(isinstance(v, PLAIN) for v in (values.values() if isinstance(values, dict) else values))
 
 
 def _is_dense(tensor: Tensor) -> bool:

@@ -57,11 +57,9 @@ def hooked(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def hooked_modules(model: torch.nn.Module) -> bool:
-    """Tell whether functions of a user's own are called in a forward or backward pass of a module."""
-    return any(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-        for module in model.modules()
-    )
+    """Tell whether someone put functions of their own on modules: hooks, or another forward."""
+    hooks = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+    return any("forward" in vars(m) or any(vars(m)[hook] for hook in hooks) for m in model.modules())
 
 
 def free_generator(device: torch.device) -> None:

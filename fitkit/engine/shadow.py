@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fitkit.engine.batches import Batch
-from fitkit.engine.private import unwarned
+from fitkit.engine.private import hooked_modules, unwarned
 from fitkit.engine.seeds import kept_random_state, random_state, seed_step
 from fitkit.engine.step import Rates, Sums, TrainStep
 from fitkit.errors import show
@@ -84,7 +84,7 @@ def shadow_of(step: TrainStep) -> Shadow | None:
     state = [value for kept in step.optimizer.state.values() for value in kept.values() if isinstance(value, Tensor)]
     if sum(tensor.numel() * tensor.element_size() for tensor in (*_tensors(step.model), *state)) > MOST_BYTES:
         return None
-    if any(module._forward_hooks or module._forward_pre_hooks for module in step.model.modules()):
+    if hooked_modules(step.model):
         return None
     try:
         return Shadow(step)

@@ -8,23 +8,21 @@ calls. Seeds are set once a call, by its first step.
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fitkit.engine.batches import ArrayBatches, Batch, Batches
 from fitkit.engine.capture import capture
 from fitkit.engine.graph import Parts, step_on_batches, steps_on_rows
-from fitkit.engine.layout import order
-from fitkit.engine.private import Graph, NoGraph, compile_graph, hooked
+from fitkit.engine.private import Graph, NoGraph, compile_graph, hooked, hooked_modules
 from fitkit.engine.seeds import seed_step
 from fitkit.engine.shadow import later, shadow_of
+from fitkit.engine.signature import signature
 from fitkit.engine.step import Rates, Sums, TrainStep
 from fitkit.engine.store import Store, private_torch_cache
 from fitkit.engine.tier import Tier
@@ -32,7 +30,6 @@ from fitkit.engine.updates import count_on_device, updates_of
 from fitkit.spec.options import FitOptions
 
 MOST_GRAPHS = 8
-PLAIN = (bool, int, float, str, tuple, list)  # with None, all that torch's modules are told in
 
 
 @dataclass(frozen=True)
@@ -160,11 +157,10 @@ class WholeStep:
             # Not before: optimizers have their state after the first step only.
             if self.tier.captured:
                 count_on_device(self.eager.optimizer)
-            self.signature = signature(self.eager, window.batches if isinstance(window, Rows) else window)
-            if self.store is not None:  # such a graph has no guards
-                self.signature += attributes_of(self.eager.model)
-                if changed(self.eager.model):
-                    self.store = None
+            if hooked_modules(self.eager.model):
+                self.store = None  # from which graphs come without guards
+            batches = window.batches if isinstance(window, Rows) else window
+            self.signature = signature(self.eager, batches, attributes=self.store is not None)
             if hooked(self.eager.optimizer):
                 self._refuse("hooks on parameters or on the optimizer would not be called")
                 return None, ()
@@ -247,37 +243,3 @@ class WholeStep:
         self.go_without_graphs(why)
         instead = "model and loss alone are compiled" if self.tier.without_graphs else "the steps stay eager"
         warnings.warn(f"a training step cannot be one graph, so {instead}: {why}", stacklevel=2)
-
-
-def signature(step: TrainStep, batches: Any) -> str:
-    """Return what of data, model and optimizer state shapes a graph: modes, what is frozen, shapes and dtypes."""
-    model, state = step.model, step.optimizer.state
-    said: list[Any] = [[module.training for module in model.modules()]]
-    if isinstance(batches, ArrayBatches):
-        arrays = batches.x, batches.y, batches.starts, batches.span
-        said += [None if a is None else (a.shape, a.dtype, a.stride()) for a in arrays]
-        said.append(batches.tokens)
-    else:
-        said += [(a.dtype, a.stride()) for pair in batches for a in pair]
-    transform = step.objective.transform
-    for tensor in itertools.chain(model.parameters(), model.buffers(), transform.buffers() if transform else ()):
-        kept = state.get(tensor, {})
-        entries = [(k, v.shape, v.dtype, order(v)) if isinstance(v, Tensor) else (k, v) for k, v in kept.items()]
-        said.append((tensor.requires_grad, tensor.shape, tensor.dtype, tensor.stride(), entries))
-    said += [[(k, v) for k, v in g.items() if k not in ("params", "lr")] for g in step.optimizer.param_groups]
-    return hashlib.sha256(repr(said).encode()).hexdigest()
-
-
-def attributes_of(model: nn.Module) -> str:
-    """Return the classes of a model's modules and their plain values, such as dropout's p, which code may change."""
-    said = []
-    for name, module in model.named_modules():
-        plain = [(key, value) for key, value in vars(module).items() if value is None or isinstance(value, PLAIN)]
-        said.append((name, type(module).__module__, type(module).__qualname__, plain))
-    return hashlib.sha256(repr(said).encode()).hexdigest()
-
-
-def changed(model: nn.Module) -> bool:
-    """Tell whether someone put functions of their own on modules: hooks, or another forward."""
-    hooks = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
-    return any("forward" in vars(m) or any(getattr(m, hook) for hook in hooks) for m in model.modules())
