@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import random
 import re
 import warnings
@@ -13,9 +14,12 @@ from io import IOBase
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import optimizer as _module
 
 from fitkit.engine.seeds import kept_random_state
+
+PLAIN = (bool, int, float, str, tuple, list)  # with None, all that torch's modules are told in
 
 
 def tell_deaths_when_asked(iterator: Any) -> None:
@@ -58,6 +62,24 @@ def _is_patched(optimizer: torch.optim.Optimizer) -> bool:
 def _step_hooks(optimizer: torch.optim.Optimizer) -> list[Any]:
     hooks = [getattr(optimizer, f"_optimizer_step_{when}_hooks", None) for when in ("pre", "post")]
     return hooks + [getattr(_module, f"_global_optimizer_{when}_hooks", None) for when in ("pre", "post")]
+
+
+def attributes_of(model: nn.Module) -> str:
+    """Return the classes of a model's modules and their plain values, such as dropout's p, which code may change."""
+    said = []
+    for name, module in model.named_modules():
+        plain = [(key, value) for key, value in vars(module).items() if value is None or isinstance(value, PLAIN)]
+        said.append((name, type(module).__module__, type(module).__qualname__, plain))
+    return hashlib.sha256(repr(said).encode()).hexdigest()
+
+
+def changed(model: nn.Module) -> bool:
+    """Tell whether someone put functions of their own on modules: hooks, or another forward."""
+    for m in model.modules():
+        before = m._forward_pre_hooks or m._backward_pre_hooks
+        if before or m._forward_hooks or m._backward_hooks or "forward" in vars(m):
+            return True
+    return False
 
 
 class NoGraph(Exception):
@@ -123,18 +145,18 @@ def _tensors_stay_tensors() -> Iterator[None]:
     Torch 2.13 does so in every model and loss that has one: what is written into it in place is lost, and steps that
     hold one cannot be compiled ahead. With fixed shapes there are no numbers for which it would be of use.
     """
-    from torch._functorch._aot_autograd import graph_compile
+    import torch._functorch._aot_autograd.graph_compile as theirs
 
-    name = "_apply_tensorify_python_scalars"
-    kept = getattr(graph_compile, name, None)
+    module: Any = theirs
+    kept = getattr(module, "_apply_tensorify_python_scalars", None)
     if kept is None:
         yield
         return
-    setattr(graph_compile, name, lambda module: None)
+    module._apply_tensorify_python_scalars = lambda module: None
     try:
         yield
     finally:
-        setattr(graph_compile, name, kept)
+        module._apply_tensorify_python_scalars = kept
 
 
 @contextlib.contextmanager

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fitkit.engine.batches import ArrayBatches, Batch, Batches
 from fitkit.engine.graph import Parts, step_on_batches, steps_on_rows
-from fitkit.engine.private import Graph, NoGraph, compile_graph, hooked
+from fitkit.engine.private import Graph, NoGraph, attributes_of, changed, compile_graph, hooked
 from fitkit.engine.seeds import seed_step
 from fitkit.engine.step import Rates, Sums, TrainStep
 from fitkit.engine.store import Store, private_torch_cache
@@ -30,7 +30,6 @@ from fitkit.engine.updates import updates_of
 from fitkit.spec.options import FitOptions
 
 MOST_GRAPHS = 8
-PLAIN = (bool, int, float, str, tuple, list)  # with None, all that torch's modules are told in
 
 
 @dataclass(frozen=True)
@@ -245,18 +244,3 @@ def signature(step: TrainStep, batches: Any) -> str:
         said.append((tensor.requires_grad, tensor.shape, tensor.dtype, tensor.stride(), entries))
     said += [[(k, v) for k, v in g.items() if k not in ("params", "lr")] for g in step.optimizer.param_groups]
     return hashlib.sha256(repr(said).encode()).hexdigest()
-
-
-def attributes_of(model: nn.Module) -> str:
-    """Return the classes of a model's modules and their plain values, such as dropout's p, which code may change."""
-    said = []
-    for name, module in model.named_modules():
-        plain = [(key, value) for key, value in vars(module).items() if value is None or isinstance(value, PLAIN)]
-        said.append((name, type(module).__module__, type(module).__qualname__, plain))
-    return hashlib.sha256(repr(said).encode()).hexdigest()
-
-
-def changed(model: nn.Module) -> bool:
-    """Tell whether someone put functions of their own on modules: hooks, or another forward."""
-    hooks = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
-    return any("forward" in vars(m) or any(getattr(m, hook) for hook in hooks) for m in model.modules())
