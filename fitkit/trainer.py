@@ -42,7 +42,7 @@ from fitkit.engine.weights import save, snapshot
 from fitkit.engine.whole_step import WholeStep
 from fitkit.errors import DataError, FitkitError, TrainingError
 from fitkit.history import History
-from fitkit.parts.callback import Callback, overridden
+from fitkit.parts.callback import Callback, overridden, watched_by_others
 from fitkit.spec.options import FitOptions
 
 HOOKS = ("train_begin", "epoch_begin", "step_end", "tick", "evaluate_begin", "evaluate_end", "epoch_end", "train_end")
@@ -148,7 +148,8 @@ class Trainer:
         )
         if self.tier.compiles_forward:
             step.compile_forward()
-        self._train_step = WholeStep(step, self.tier, self.recipe) if self.tier.whole else step
+        watched = watched_by_others(self.callbacks)
+        self._train_step = WholeStep(step, self.tier, self.recipe, watched=watched) if self.tier.whole else step
         self._evaluator = Evaluator(self.model, self.objective, self._micro, compile=self.tier.compiles_evaluation)
 
     def _call(self, hook: str) -> None:

@@ -57,6 +57,8 @@ NAMES |= {
         ("parts/callback.py", "__init_subclass__"),  # the names of a class that Python code defined
         ("parts/callback.py", "__init__"),
         ("engine/private.py", "_is_patched"),  # whether somebody put a function of their own on an optimizer
+        ("engine/private.py", "attributes_of"),  # the plain values of a module, which are hashed
+        ("engine/private.py", "changed"),  # whether somebody put a forward of their own on a module
         ("model.py", "evaluate"),  # to copy a dataclass of ours
         ("engine/capture.py", "_put_back"),  # what a module's own code wrote into itself
         ("engine/signature.py", "plain"),

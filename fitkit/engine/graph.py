@@ -59,6 +59,9 @@ def _step(parts: Parts, window: Sequence[Batch], lr: Tensor) -> Added:
         added.append((total.detach().double(), count, statistics, samples))
     result = _sum(added)
     assert gradients is not None
+    known = {place for update in parts.updates for place in update.places}
+    if any(gradient is not None and place not in known for place, gradient in enumerate(gradients)):
+        raise RuntimeError("a parameter has its first gradient, and the optimizer nothing yet for it")
     with torch.no_grad():
         if not whole:
             gradients = _times(gradients, nominal * _inverse(result[1], total))

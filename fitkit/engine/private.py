@@ -155,18 +155,18 @@ def _tensors_stay_tensors() -> Iterator[None]:
     Torch 2.13 does so in every model and loss that has one: what is written into it in place is lost, and steps that
     hold one cannot be compiled ahead. With fixed shapes there are no numbers for which it would be of use.
     """
-    from torch._functorch._aot_autograd import graph_compile
+    import torch._functorch._aot_autograd.graph_compile as theirs
 
-    name = "_apply_tensorify_python_scalars"
-    kept = getattr(graph_compile, name, None)
+    module: Any = theirs
+    kept = getattr(module, "_apply_tensorify_python_scalars", None)
     if kept is None:
         yield
         return
-    setattr(graph_compile, name, lambda module: None)
+    module._apply_tensorify_python_scalars = lambda module: None
     try:
         yield
     finally:
-        setattr(graph_compile, name, kept)
+        module._apply_tensorify_python_scalars = kept
 
 
 @contextlib.contextmanager

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from fitkit.engine.align import Align
 from fitkit.engine.batches import Batch, Batches
@@ -166,7 +168,15 @@ class TrainStep:
         self.begin_epoch()
 
     def compile_forward(self) -> None:
-        """Run model and loss through torch.compile from now on; the first call compiles, perhaps for minutes."""
+        """Run model and loss through torch.compile from now on; the first call compiles, perhaps for minutes.
+
+        Not with the spectral norm that is a hook: torch 2.13 compiles it to another one.
+        """
+        hooks = [hook for module in self.model.modules() for hook in module._forward_pre_hooks.values()]
+        if any(isinstance(hook, SpectralNorm) for hook in hooks):
+            instead = "take torch.nn.utils.parametrizations.spectral_norm"
+            warnings.warn(f"torch.nn.utils.spectral_norm is not compiled, so all stays eager: {instead}", stacklevel=2)
+            return
         self.forward, self.fresh = compiled_forward(self.objective.forward), True
 
     def begin_epoch(self) -> None:

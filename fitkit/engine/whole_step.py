@@ -59,11 +59,12 @@ class WholeStep:
     Before epoch `tier.first` all steps are eager.
 
     With a `recipe`, plain values that say all that shapes the graphs, they are looked for in the user's cache first,
-    and kept there; else their guards are checked once an epoch, as are those of captured ones.
+    and kept there; else their guards are checked once an epoch, as are those of captured ones. Where code of the user's
+    `watched` each step, it may have changed the model: then all is looked at in each call.
     """
 
-    def __init__(self, eager: TrainStep, tier: Tier, recipe: Any = None) -> None:
-        self.eager, self.tier, self.steps = eager, tier, tier.steps
+    def __init__(self, eager: TrainStep, tier: Tier, recipe: Any = None, *, watched: bool = False) -> None:
+        self.eager, self.tier, self.steps, self.watched = eager, tier, tier.steps, watched
         self.begun, self.size = False, 0  # whether this epoch's steps are compiled; samples of a full step
         kept = recipe is not None and not tier.captured
         self.store = Store([recipe, tier.threads or torch.get_num_threads()]) if kept else None
@@ -153,6 +154,9 @@ class WholeStep:
 
     def _graph(self, window: Rows | Sequence[Batch], lrs: Tensor) -> tuple[Graph | None, Any]:
         """Return a graph that holds for the window, and its arguments; None for the graph if there can be none."""
+        if self.watched:
+            self.trusted.clear()
+            self.signature = ""
         if not self.signature:  # the first call of an epoch: what a graph is traced from may have changed
             # Not before: optimizers have their state after the first step only.
             if self.tier.captured:

@@ -189,6 +189,14 @@ def overridden(callbacks: Iterable[Callback], hook: str) -> list[Hook]:
     return [method for method in found if getattr(method, "__func__", None) is not empty]
 
 
+def watched_by_others(callbacks: Iterable[Callback]) -> bool:
+    """Tell whether code that is not fitkit's runs within epochs, which may change the model between two steps."""
+    callbacks = list(callbacks)
+    hooks = [*overridden(callbacks, "on_step_end"), *overridden(callbacks, "on_tick")]
+    owners = {type(getattr(hook, "__self__", None)) for hook in hooks}
+    return any(owner is LambdaCallback or not owner.__module__.startswith("fitkit.") for owner in owners)
+
+
 def run_folder(trainer: TrainerLike, callback: Callback) -> Path:
     """Return the run folder; `SpecError` when the fit has none."""
     if trainer.out is None:
