@@ -160,3 +160,47 @@ def test_what_a_callback_changes_in_a_declared_model_is_in_the_next_epoch_s_grap
         train(declared(table), tier, callbacks=callbacks, epochs=3, batch_size=8) for tier in ("eager", "whole steps")
     )
     assert furthest(compiled, eager) <= 1e-5
+
+
+class Tempered(nn.Module):
+    """(B, 4) -> (B, 3), divided by a number that is no parameter; `more` takes part once it is switched on."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.more = nn.Linear(4, 3), nn.Linear(4, 3)
+        self.temperature, self.on = 1.0, False
+
+    def forward(self, x):
+        y = self.layer(x) / self.temperature
+        return y + self.more(x) if self.on else y
+
+
+def tempered(tier, **hooks):
+    torch.manual_seed(0)
+    module = Tempered()
+    spec = {"optimizer": {"Adam": 0.01}, "fit": {"epochs": 4, "batch_size": 8, "device": "cpu", **TIERS[tier]}}
+    x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    watch = fitkit.LambdaCallback(**hooks)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # steps that are no graphs
+        trainer = fitkit.build(spec, model=module, data={"train": (x, (x[:, 0] > 0).long())}, callbacks=[watch])
+        trainer.fit()
+    return trainer
+
+
+def test_what_a_hook_of_the_user_changes_between_two_steps_is_in_the_next_step():
+    def cool(trainer):
+        trainer.model.temperature = 1.0 if trainer.step < 6 else 0.25
+
+    eager, compiled = (tempered(tier, on_step_end=cool) for tier in ("eager", "whole steps"))
+    assert furthest(compiled, eager) <= 1e-5
+
+
+def test_a_parameter_that_comes_into_play_later_is_trained():
+    def switch(trainer):
+        trainer.model.on = trainer.epoch >= 3
+
+    eager, compiled = (tempered(tier, on_epoch_begin=switch) for tier in ("eager", "whole steps"))
+    assert furthest(compiled, eager) <= 1e-5
+    torch.manual_seed(0)
+    assert not torch.equal(compiled.model.more.weight, Tempered().more.weight)
