@@ -368,26 +368,6 @@ def test_torch_s_cache_is_never_asked_with_a_number_that_the_seed_decides(monkey
     assert after == random.random(), "compilation moved the stream of random numbers"
 
 
-@pytest.mark.parametrize("name", ["csv_tabular", "digits", "digits_cnn"])
-def test_nothing_is_compiled_after_the_first_epoch(name, monkeypatch):
-    """Of small and of large steps, ragged batches and evaluation: neither whole steps nor torch's own compilation."""
-    compilations = count_compilations(monkeypatch)
-    made = []
-
-    def look(trainer):
-        made.append(len(compilations))
-        torch.compiler.set_stance("fail_on_recompile")
-
-    gallery = Path(__file__).parent.parent / "specs" / f"{name}.yaml"
-    overrides = {"fit.compile": True, "fit.epochs": 3, "fit.device": "cpu"}
-    try:
-        trainer = fitkit.build(gallery, overrides=overrides, callbacks=[fitkit.LambdaCallback(on_epoch_end=look)])
-        trainer.fit()
-    finally:
-        torch.compiler.set_stance("default")
-    assert made == [1, 1, 1] and trainer.compiled == "whole steps"
-
-
 @pytest.mark.parametrize("where", ["parameter", "optimizer"])
 def test_hooks_of_the_user_are_called_as_in_eager_steps(where):
     def train(compiled):
