@@ -2,7 +2,6 @@
 
 import random
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
