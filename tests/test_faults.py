@@ -183,6 +183,14 @@ def test_memory_that_runs_out_in_the_evaluation_is_told_too():
         fitted(module, data)
 
 
+def test_an_evaluation_that_would_be_too_large_is_done_in_batches_as_they_are_trained():
+    data = {**DATA, "val": (numbers(30, 4), labels(3, 30))}
+    roomy, narrow = (limited(99) for _ in range(2))
+    narrow[1].forward = lambda x: Limited(99 if narrow.training else 4).forward(x)
+    first, second = (fitted(module, data)[0] for module in (roomy, narrow))
+    assert second["val_loss"] == pytest.approx(first["val_loss"], rel=1e-6)
+
+
 def test_another_runtime_error_stays_what_it_is():
     class Fails(nn.Module):
         def forward(self, x):

@@ -77,7 +77,6 @@ NAMED = {
     ("engine/saved.py", "refuse_misfit", "name"): "one of the literal COUNTERS, handed over by resume.py",
     ("engine/private.py", "_step_hooks", "f'_optimizer_step_{when}_hooks'"): "two literal words",
     ("engine/private.py", "_step_hooks", "f'_global_optimizer_{when}_hooks'"): "two literal words",
-    ("engine/private.py", "_tensors_stay_tensors", "name"): "a literal name of a function of torch's compiler",
     ("engine/loading.py", "*", "name"): "one of the literal KEPT",
     ("parts/callback.py", "state_dict", "name"): "`remembers` of a class, which is code",
     ("parts/callback.py", "load_state_dict", "name"): "`remembers` of a class, which is code",

@@ -97,7 +97,7 @@ class MicroBatches:
         """Return the batches in pieces of at most `rows`."""
         if self.rows is None:
             return window
-        return list(_pieces(window, self.rows))
+        return list(pieces(window, self.rows))
 
     def halve(self, window: Sequence[Batch], error: Exception, where: str) -> None:
         """Take pieces half as large from now on, and say so; raise what cannot be helped.
@@ -148,6 +148,7 @@ class MicroBatches:
         )
 
 
-def _pieces(window: Sequence[Batch], rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+def pieces(window: Sequence[Batch], rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches in pieces of at most `rows`."""
     for x, y in window:
         yield from zip(torch.split(x, rows), torch.split(y, rows), strict=True)

@@ -18,7 +18,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from fitkit.engine.align import Align
 from fitkit.engine.batches import Batch, Batches
-from fitkit.engine.memory import MicroBatches, asked, is_out_of_memory
+from fitkit.engine.memory import MicroBatches, asked, is_out_of_memory, pieces
 from fitkit.engine.private import bare_step, compiled_forward
 from fitkit.engine.seeds import seed_step
 from fitkit.engine.signals import Interrupted
@@ -279,6 +279,7 @@ class Evaluator:
     ) -> None:
         self.model, self.objective = model, objective
         self.micro = micro or MicroBatches(model, FitOptions())
+        self.most: int | None = None  # rows of a forward pass, once more than in training took too much memory
         self.fresh = compile  # the first call compiles, perhaps for minutes
         self.interruptible = False  # a signal need not wait for the end of what is done now
         self.forward: Callable[..., Any] = objective.forward
@@ -299,11 +300,16 @@ class Evaluator:
         return sums.values()
 
     def _forward(self, batch: Batch) -> list[tuple[Any, ...]]:
+        as_trained = self.micro.options.batch_size
         while True:
+            window = (batch,) if self.most is None else tuple(pieces((batch,), self.most))
             try:
-                return [self.forward(self.model, x, y, False) for x, y in self.micro.cut((batch,))]
+                return [self.forward(self.model, x, y, False) for x, y in self.micro.cut(window)]
             except (RuntimeError, MemoryError) as error:
-                self.micro.halve((batch,), error, "evaluation")
+                if self.most is None and is_out_of_memory(error) and len(batch[0]) > as_trained:
+                    self.most = as_trained
+                else:
+                    self.micro.halve(window, error, "evaluation")
 
 
 def explained(error: Exception, where: str) -> DataError | TrainingError | None:
