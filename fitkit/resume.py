@@ -144,8 +144,10 @@ def _restore(trainer: Trainer, saved: Checkpoint, changed: Collection[str]) -> N
     if trainer.batch == state["per_epoch"] and trainer.train.per_epoch is not None:
         trainer.batch = trainer.train.per_epoch  # the end of an epoch, however many batches it has now
     trainer.stopped = "" if any(key.startswith(ENDS) for key in changed) else state["stopped"]
-    if state["refused"] and isinstance(trainer._train_step, WholeStep):
-        trainer._train_step.go_without_graphs(state["refused"])
+    if isinstance(trainer._train_step, WholeStep):
+        trainer._train_step.resumed = True
+        if state["refused"]:
+            trainer._train_step.go_without_graphs(state["refused"])
     trainer.checkpoint = saved.path
     trainer.history.history.update(history.history)
     trainer.history.monitor, trainer.history.best_epoch = history.monitor, history.best_epoch

@@ -226,7 +226,7 @@ class Trainer:
         self.model.zero_grad()  # gradients that it brings along are no part of the first step
         if not self.model.training:  # a module that was loaded for prediction; parts frozen in eval mode stay so
             self.model.train()
-        order = channels_last(self.model, self.optimizer, self.objective.precision)
+        order = channels_last(self.model, self.optimizer, self.objective.precision, declared=self.recipe is not None)
         with run_settings(self.options, self.device, self.tier.threads), order, recomputed(self.model, self.options):
             self._call("train_begin")
             if self.resume is not None:

@@ -17,6 +17,12 @@ NORMAL, LAST = torch.contiguous_format, torch.channels_last
 FUSED = ["SGD", "Adam", "AdamW", "Adagrad"]
 
 
+@pytest.fixture(autouse=True)
+def any_model(monkeypatch):
+    """Let modules that are written out here stand for declared ones."""
+    monkeypatch.setattr("fitkit.trainer.channels_last", lambda *parts, declared: channels_last(*parts))
+
+
 class Killed(BaseException):
     """Ends a fit in the middle."""
 
@@ -174,3 +180,26 @@ def test_volumes_are_held_so_too():
     with channels_last(module, torch.optim.SGD(module.parameters())):
         assert module[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
     assert module[0].weight.stride() == (27, 27, 9, 3, 1)
+
+
+class Viewed(nn.Module):
+    """Flattens by `view`, which asks for the order that convolutions had."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(144, 3)
+        self.shared = self.conv.weight.detach()
+
+    def forward(self, x):
+        x = self.conv(x) * self.shared.mean()
+        return self.head(x.view(len(x), -1))
+
+
+def test_a_module_of_the_user_s_own_keeps_its_order_and_a_declared_one_does_not(monkeypatch):
+    monkeypatch.setattr("fitkit.trainer.channels_last", channels_last)
+    seen = []
+    look = fitkit.LambdaCallback(on_step_end=lambda trainer: seen.append(next(trainer.model.parameters()).stride()))
+    fitkit.build(declared(), model=Viewed(), data=(X, Y), callbacks=[look]).fit()
+    layers = [{"Conv2d": {"out_channels": 4, "kernel_size": 3}}, "ReLU", "Flatten", {"Linear": "outputs"}]
+    fitkit.build(declared(model=layers), data=(X, Y), callbacks=[look]).fit()
+    assert seen[0] == (27, 9, 3, 1) and seen[-1] == (27, 1, 9, 3)

@@ -152,12 +152,14 @@ def finish(begun: Outline, out: Path | None, callbacks: Sequence[Callback] = ())
     if spec.fit.precision == "auto" and device.type == "cpu":
         bound = _with_precision(bound, contract, prepared, model)
     objective, spec, precision = bound.objective, bound.spec, bound.objective.precision
-    for part in (part for name, part in prepared.parts.items() if name != "train"):
-        if isinstance(part, RowBatches):
-            part.batch_size = evaluation_batch(model, part, bound.flops)
     _refuse_single_batchnorm(model, objective.transform, prepared, spec)
     optimizer, schedule, spec = _make_updates(spec, model, prepared, device)
     scaler = torch.amp.GradScaler(device.type) if precision is torch.float16 else None
+    recipe = make_recipe(begun, bound)
+    if recipe is not None:  # in code of the user's own, or a norm without running statistics, a batch may matter
+        for part in (part for name, part in prepared.parts.items() if name != "train"):
+            if isinstance(part, RowBatches) and not _norms_by_batch(model):
+                part.batch_size = evaluation_batch(model, part, bound.flops)
     trainer = Trainer(
         model=model,
         objective=objective,
@@ -171,7 +173,7 @@ def finish(begun: Outline, out: Path | None, callbacks: Sequence[Callback] = ())
         scaler=scaler,
         out=out,
         spec=dataclasses.replace(spec, fit=_with_epochs(spec)),
-        recipe=make_recipe(begun, bound),
+        recipe=recipe,
         flops=bound.flops,
         notes=_notes(spec, model, prepared),
     )
@@ -197,6 +199,10 @@ def _with_precision(bound: Bound, contract: Contract, prepared: Prepared, model:
     except DataError:
         return bound
     return dataclasses.replace(bound, objective=objective)
+
+
+def _norms_by_batch(model: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None for m in model.modules())
 
 
 def _notes(spec: Spec, model: nn.Module, prepared: Prepared) -> str:

@@ -24,15 +24,15 @@ FORMATS = {  # by dimensions of the weight
 
 @contextlib.contextmanager
 def channels_last(
-    model: nn.Module, optimizer: torch.optim.Optimizer, precision: torch.dtype | None = None
+    model: nn.Module, optimizer: torch.optim.Optimizer, precision: torch.dtype | None = None, *, declared: bool = True
 ) -> Iterator[None]:
     """Hold the weights of convolutions in channels_last, then put them back into the memory in which they were.
 
-    So a module of the user's own has the strides that it had, and whatever shared memory with a weight still does.
-    What the optimizer keeps of a weight lies in the same order. Only float32 is held so: on a CPU with
+    Only of a `declared` model, in which nobody's own code asks for another order (`x.view` does) or shares memory with
+    a weight. What the optimizer keeps of a weight lies in the same order. Only float32 is held so: on a CPU with
     oneDNN's kernels, on a GPU where autocast (`precision`) computes in 16 bits, on tensor cores.
     """
-    changed = [(weight, weight.data, format) for weight, format in _weights(model, precision)]
+    changed = [(weight, weight.data, format) for weight, format in _weights(model, precision)] if declared else []
     for weight, before, format in changed:
         weight.data = before.clone(memory_format=format)
     align_state(optimizer)

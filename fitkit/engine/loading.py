@@ -12,7 +12,7 @@ import copy
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sized
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,13 +29,11 @@ from torch.utils.data import (
 )
 
 from fitkit.engine.batches import Batch
-from fitkit.engine.collate import collate
-from fitkit.engine.draws import Draws, kept_normal
-from fitkit.engine.seeds import BATCH, SAMPLE, derive, derive_state, kept_random_state, order, seed_sample
+from fitkit.engine.seeds import BATCH, SAMPLE, derive, kept_random_state, order, seed_sample
 from fitkit.engine.workers import StartWorker, fault_of_reading, fault_of_rows, start_workers
 from fitkit.errors import DataError, FitkitError, listing
 
-Keys = tuple[list[int], int]  # the rows of a batch, and a seed
+END = object()  # a collate_fn may return None
 KEPT = ("pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "prefetch_factor")  # of the user's loader
 
 
@@ -124,8 +122,13 @@ class LoaderBatches:
         """Yield what the loader does; raises DataError when the user's code fails or a worker dies."""
         drawn = self.plan is not None and not loader.num_workers  # here, by generators that are seeded for each sample
         try:
-            with kept_normal() if drawn else contextlib.nullcontext():
-                yield from _here(loader) if drawn and not loader.pin_memory else start_workers(loader)
+            batches = start_workers(loader)
+            while True:
+                with kept_random_state() if drawn else contextlib.nullcontext():
+                    batch = next(batches, END)
+                if batch is END:
+                    return
+                yield batch
         except Exception as error:
             self._loader = None  # its workers are gone, or stand in the middle of an epoch
             if isinstance(error, FitkitError) and not loader.num_workers:
@@ -139,8 +142,8 @@ class LoaderBatches:
             return DataLoader(self.dataset, batch_size=self.batch_size, collate_fn=self.collate, **options)
         assembled = self.collate is default_collate
         seeded = _Batched(self.dataset, self.name, assembled) if self.plan.whole else _Seeded(self.dataset, self.name)
-        collated: Any = _Collate(self.collate)
-        return DataLoader(seeded, batch_sampler=cast(Any, self.plan), collate_fn=collated, **options)
+        collate: Any = _SeededCollate(self.collate)
+        return DataLoader(seeded, batch_sampler=self.plan, collate_fn=collate, **options)
 
     def _pair(self, batch: Any) -> Batch:
         if not isinstance(batch, tuple | list) or len(batch) != 2 or not all(isinstance(b, Tensor) for b in batch):
@@ -161,22 +164,15 @@ class LoaderBatches:
         return tensor.to(self.device, non_blocking=True)
 
 
-def _here(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Yield the batches of a loader without workers, without the 10 µs that torch adds to each."""
-    dataset, together = cast(Any, loader.dataset), loader.collate_fn
-    for keys in cast(Any, loader.batch_sampler):
-        yield together(dataset.__getitems__(keys))
-
-
 def _options(loader: DataLoader[Any]) -> dict[str, Any]:
     options = {name: getattr(loader, name) for name in KEPT}
     return {**options, "num_workers": loader.num_workers, "persistent_workers": loader.persistent_workers}
 
 
 class _Plan:
-    """A batch sampler that yields (rows, seed) pairs, so that a worker knows what to seed with.
+    """A batch sampler that yields (row, seed) pairs, so that a worker knows what to seed a sample with.
 
-    The seed is that of the batch where batches are read as a `whole`, else what each sample's is derived from.
+    Where batches are read as a `whole`, all rows of one have its seed.
     """
 
     def __init__(self, loader: DataLoader[Any] | None, rows: Tensor, batch_size: int, whole: bool) -> None:
@@ -219,14 +215,17 @@ class _Plan:
     def set(self, seed: int, epoch: int, training: bool, start: int) -> None:
         self.seed, self.epoch, self.training, self.start = seed, epoch, training, start
 
-    def __iter__(self) -> Iterator[Keys]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         return copy.copy(self)._keys()  # of its own: an evaluation may begin while this iteration is under way
 
-    def _keys(self) -> Iterator[Keys]:
+    def _keys(self) -> Iterator[list[tuple[int, int]]]:
         batches = self._drawn(self.batch_sampler) if self.batch_sampler is not None else self._cut()
-        of_samples = derive_state(self.seed, SAMPLE, self.epoch)
         for number, batch in itertools.islice(enumerate(batches), self.start, None):
-            yield [*batch], derive(self.seed, BATCH, self.epoch, number) if self.whole else of_samples
+            if self.whole:
+                seed = derive(self.seed, BATCH, self.epoch, number)
+                yield [(row, seed) for row in batch]
+            else:
+                yield [(row, derive(self.seed, SAMPLE, self.epoch, row)) for row in batch]
 
     def _cut(self) -> Iterator[list[int]]:
         if self.sampler is not None:
@@ -258,17 +257,16 @@ def _length(sampler: Any) -> int | None:
 
 
 class _Seeded(Dataset[Any]):
-    """A dataset whose samples are read as if `random`, NumPy and torch were seeded for each of them."""
+    """A dataset whose samples are read with `random`, NumPy and torch seeded for each of them."""
 
     def __init__(self, dataset: Dataset[Any], name: str) -> None:
         self.dataset, self.name = dataset, name
-        self.draws = Draws()
 
-    def __getitems__(self, keys: Keys) -> tuple[int, list[Any]]:
-        rows, seed = keys
-        return derive(seed, rows[0]), self.draws(self._read, rows, lambda row: derive(seed, row))
+    def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[int, list[Any]]:
+        return keys[0][1], [self._read(row, seed) for row, seed in keys]
 
-    def _read(self, row: int) -> Any:
+    def _read(self, row: int, seed: int) -> Any:
+        seed_sample(seed)
         try:
             return self.dataset[row]
         except FitkitError:
@@ -278,17 +276,16 @@ class _Seeded(Dataset[Any]):
 
 
 class _Batched(Dataset[Any]):
-    """A dataset that reads whole batches by its own `__getitems__`, as if `random`, NumPy and torch were seeded."""
+    """A dataset that reads whole batches by its own `__getitems__`, with `random`, NumPy and torch seeded for each."""
 
     def __init__(self, dataset: Dataset[Any], name: str, assembled: bool) -> None:
         self.dataset, self.name = dataset, name
         self.assembled = assembled  # torch puts the samples together; a collate_fn of the user's takes what it is given
 
-        self.draws = Draws()
-
-    def __getitems__(self, keys: Keys) -> tuple[int, Any]:
-        rows, seed = keys
-        [samples] = self.draws(self._read, [rows], lambda _: seed)
+    def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[int, Any]:
+        rows, seed = [row for row, _ in keys], keys[0][1]
+        seed_sample(seed)
+        samples = self._read(rows)
         found = len(samples) if isinstance(samples, Sized) else None
         if self.assembled and found != len(rows):
             returned = f"a {type(samples).__name__}" if found is None else f"{found} samples"
@@ -325,18 +322,13 @@ def reads_batches(dataset: Any) -> bool:
     return callable(batch) and others <= {kind.__getitem__, Dataset.__getitem__, None}
 
 
-class _Collate:
-    """The user's `collate_fn`, called as if `random`, NumPy and torch were seeded by the batch's first sample.
+class _SeededCollate:
+    """The user's `collate_fn`, called with `random`, NumPy and torch seeded by the batch's first sample."""
 
-    torch's own draws nothing.
-    """
-
-    def __init__(self, own: Callable[[list[Any]], Any]) -> None:
-        self.own = own
-        self.draws = Draws()
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self.collate = collate
 
     def __call__(self, read: tuple[int, list[Any]]) -> Any:
         seed, samples = read
-        if self.own is default_collate:
-            return collate(samples)
-        return self.draws(self.own, [samples], lambda _: derive(seed, SAMPLE))[0]
+        seed_sample(derive(seed, SAMPLE))
+        return self.collate(samples)

@@ -141,6 +141,12 @@ def compiled_forward(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, dynamic=False, backend=backend)
 
 
+def compiler_fault(error: BaseException) -> str:
+    """Return what torch's compiler could not do, in a line; nothing for an error that is not the compiler's."""
+    theirs = ("torch._dynamo", "torch._inductor")
+    return _cause(error) if any(kind.__module__.startswith(theirs) for kind in type(error).__mro__) else ""
+
+
 def load_graph(file: IOBase) -> Graph:
     """Return a graph that was saved, which runs code from the file. Raises whatever torch does for a damaged one."""
     with _settings():
@@ -198,7 +204,7 @@ def _settings() -> Iterator[None]:
         yield
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: BaseException) -> str:
     """Return an error of torch's compiler in one line: what, and the last line of code that is not torch's."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     places = [p for p in re.findall(r'File "([^"]+)", line (\d+)', str(error)) if "/torch/" not in p[0]]

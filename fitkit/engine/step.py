@@ -19,7 +19,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from fitkit.engine.align import Align
 from fitkit.engine.batches import Batch, Batches
 from fitkit.engine.memory import MicroBatches, asked, is_out_of_memory, pieces
-from fitkit.engine.private import bare_step, compiled_forward
+from fitkit.engine.private import bare_step, compiled_forward, compiler_fault
 from fitkit.engine.seeds import seed_step
 from fitkit.engine.signals import Interrupted
 from fitkit.errors import DataError, TrainingError
@@ -179,6 +179,11 @@ class TrainStep:
             return
         self.forward, self.fresh = compiled_forward(self.objective.forward), True
 
+    @property
+    def compiled(self) -> bool:
+        """Whether model and loss are compiled."""
+        return self.forward != self.objective.forward
+
     def begin_epoch(self) -> None:
         """Look again for hooks on the optimizer, which may be registered between epochs."""
         self.step = bare_step(self.optimizer)
@@ -206,7 +211,11 @@ class TrainStep:
                 results = (self._first_backward if self.fresh else self._backward)(self.micro.cut(window))
             except (RuntimeError, MemoryError) as error:
                 self._drop_gradients()
-                self.micro.halve(window, error, f"step {number + 1:,}")
+                if self.compiled and (why := compiler_fault(error)):
+                    self.forward = self.objective.forward
+                    warnings.warn(f"torch cannot compile model and loss, so training stays eager: {why}", stacklevel=2)
+                else:
+                    self.micro.halve(window, error, f"step {number + 1:,}")
         if self.micro.rows is not None:
             self.micro.refuse_changed_buffers()
         for result in results:
@@ -308,6 +317,8 @@ class Evaluator:
             except (RuntimeError, MemoryError) as error:
                 if self.most is None and is_out_of_memory(error) and len(batch[0]) > as_trained:
                     self.most = as_trained
+                elif self.forward != self.objective.forward and compiler_fault(error):  # said in training already
+                    self.forward = self.objective.forward
                 else:
                     self.micro.halve(window, error, "evaluation")
 

@@ -51,6 +51,8 @@ def private_torch_cache() -> Iterator[None]:
         return
     folder = cache_folder() / "torch"
     try:
+        if any(c.isspace() for c in str(folder)):
+            raise OSError("its compiler's commands do not quote paths")
         make_private(cache_folder())
         make_private(folder)
     except OSError:

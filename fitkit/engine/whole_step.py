@@ -53,8 +53,8 @@ class WholeStep:
     """Steps as graphs, `tier.steps` of them a call, where torch can make one; else as `eager` takes them.
 
     The first step of a fit is eager, since optimizers make their state in it. A graph's first call is checked against
-    eager steps on copies, and one that computes something else is not used. Why there are no graphs is said once, as
-    a warning, and `refused` holds it; then model and loss alone are compiled.
+    eager steps on copies where these can tell, and one that computes something else is not used. Why there are no
+    graphs is said once, as a warning, and `refused` holds it; then model and loss alone are compiled.
 
     Before epoch `tier.first` all steps are eager.
 
@@ -73,6 +73,7 @@ class WholeStep:
         self.proved: list[Graph] = []  # whose guards held after their own first call too
         self.parts: Parts | None = None
         self.refused = self.signature = self.traced = ""
+        self.resumed = False  # then graphs were checked before, or the run would go on as no uninterrupted one does
         self.compiling = False
 
     @staticmethod
@@ -130,14 +131,17 @@ class WholeStep:
             for ahead, batches in enumerate(window if isinstance(window, Rows) else [window]):
                 self.eager(batches, sums, number + ahead, later(rates, ahead))
             return steps
-        shadow = None if graph in self.proved else shadow_of(self.eager)
+        windows, shadow = [], None
+        if graph not in self.proved and not self.resumed:
+            windows = [*window] if isinstance(window, Rows) else [window]
+            shadow = shadow_of(self.eager, min(len(x) for part in windows for x, _ in part))
         seed_step(self.eager.device, self.eager.seed, number)
         added = graph.call(*inputs)
         if graph not in self.proved:
             self.proved.append(graph)
             if not graph.holds(*inputs):
                 self._refuse("the model's own code changes what it does from step to step")
-            elif shadow and (why := shadow.differs([*window] if isinstance(window, Rows) else [window], number, rates)):
+            elif shadow and (why := shadow.differs(added, windows, number, rates)):
                 shadow.put_back()
                 added = shadow.added
                 self._refuse(why)
@@ -245,5 +249,5 @@ class WholeStep:
 
     def _refuse(self, why: str) -> None:
         self.go_without_graphs(why)
-        instead = "model and loss alone are compiled" if self.tier.without_graphs else "the steps stay eager"
+        instead = "model and loss alone are compiled" if self.eager.compiled else "the steps stay eager"
         warnings.warn(f"a training step cannot be one graph, so {instead}: {why}", stacklevel=2)

@@ -9,7 +9,7 @@ import torch
 
 from fitkit import builder, session
 from fitkit.after import verify
-from fitkit.engine import batches, draws, loading, seeds
+from fitkit.engine import batches, loading, seeds
 from fitkit.engine import step as engine_step
 from fitkit.errors import TrainingError
 from fitkit.parts.callback import LambdaCallback
@@ -129,9 +129,7 @@ def _seeds_all_but(generator):
         if generator != "numpy":
             numpy.random.seed(seed & 0xFFFFFFFF)
 
-    never = draws.GENERATORS[generator]._replace(seed=lambda seed: None)
-    changes = [patch.object(module, "seed_sample", seed_sample) for module in (seeds, loading)]
-    return [*changes, patch.dict(draws.GENERATORS, {generator: never})], []
+    return [patch.object(module, "seed_sample", seed_sample) for module in (seeds, loading)], []
 
 
 def _seeds_no_step():
