@@ -34,7 +34,8 @@ class Plan:
     `memory` holds bytes by part (weights, gradients, optimizer, copies, activations, batch), `needed` their sum as far
     as they are known, `there` what the device has left once the data are on it. Activations are those of a batch of
     `batch_size`, and `most_batch` is the largest batch size that fits if they grow by the sample. `step_seconds` and
-    `evaluation_seconds` come from a short probe on this device; compiling, callbacks and files are not in them.
+    `evaluation_seconds` come from a short probe of eager steps on this device; compiling, callbacks and files are not
+    in them. `tier` says which steps a fit would compile, and why.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Plan:
     evaluation_seconds: float | None
     epoch_seconds: float | None
     seconds: float | None
+    tier: str | None
 
     def __str__(self) -> str:
         return "\n".join(_lines(self))
@@ -109,6 +111,7 @@ def plan(spec: SpecLike, model: nn.Module | None = None, data: Any = None, *, ov
         evaluation_seconds=None,
         epoch_seconds=None,
         seconds=None,
+        tier=None,
     )
     return _timed(found, trainer or _finished(loaded, begun)) if fits else found
 
@@ -152,7 +155,9 @@ def _data_bytes(begun: Outline) -> int | None:
 
 
 def _timed(found: Plan, trainer: Trainer) -> Plan:
-    """Return the plan with times, from real steps and evaluations."""
+    """Return the plan with times, from real steps and evaluations, which are eager."""
+    tier = str(trainer.tier)
+    trainer = dataclasses.replace(trainer, options=dataclasses.replace(trainer.options, compile=False))
     steps, val, per_epoch, every = trainer.total_steps, trainer.val, found.steps_per_epoch, trainer.options.eval_every
     step = _step_seconds(trainer)
     evaluation = None if val is None else _evaluation_seconds(trainer, val)
@@ -172,6 +177,7 @@ def _timed(found: Plan, trainer: Trainer) -> Plan:
         evaluation_seconds=evaluation,
         epoch_seconds=epoch,
         seconds=seconds,
+        tier=tier,
     )
 
 
@@ -256,8 +262,10 @@ def _lines(found: Plan) -> Iterator[str]:
     if found.steps_per_epoch is not None:
         total = "" if found.steps is None else f", {found.steps:,} in all"
         yield f"steps: {found.steps_per_epoch:,} an epoch{total}"
+    if found.tier is not None:
+        yield found.tier
     if found.step_seconds is not None:
-        yield f"time: {_time(found.step_seconds)} a step" + "".join(
+        yield f"time of eager steps: {_time(found.step_seconds)} a step" + "".join(
             f", {_time(seconds)} {what}"
             for seconds, what in (
                 (found.evaluation_seconds, "an evaluation"),
