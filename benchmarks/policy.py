@@ -21,6 +21,7 @@ import tempfile
 import time
 from typing import Any
 
+LONG = 480_000  # steps from which on graphs hold more steps
 LENGTHS = (1_000, 10_000, 100_000, 1_000_000)
 BATCH, ROWS = 32, 1440
 
@@ -114,7 +115,7 @@ def main() -> None:
         eager = ask(name, LENGTHS[0], False, arguments.seconds)
         tiers = {length: None for length in LENGTHS}
         for length in LENGTHS:  # the tier of a long run is another one
-            same = length < 240_000 and tiers[LENGTHS[0]]
+            same = length < LONG and tiers[LENGTHS[0]]
             tiers[length] = same or ask(name, length, True, arguments.seconds)
         for length in LENGTHS:
             compiled, choice = tiers[length], eager["auto"][str(length)]

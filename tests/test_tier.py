@@ -42,14 +42,14 @@ needs_compiler = pytest.mark.skipif(bool(devices.can_compile()), reason=devices.
 def test_a_short_run_stays_eager_and_says_why():
     short = chosen(10)
     assert (short.compiles, short.first, short.threads) == ("", 0, 1)
-    assert str(short) == "steps: eager: 200 steps are fewer than the 60,000 from which compilation pays"
+    assert str(short) == "steps: eager: 200 steps are fewer than the 120,000 from which compilation pays"
 
 
 @needs_compiler
 def test_a_long_run_is_compiled_from_its_first_epoch():
     long = chosen(LONG_ENOUGH)
     assert (long.compiles, long.first, long.steps, long.all_steps) == ("whole steps", 1, 5, False)
-    assert str(long) == "steps: whole steps compiled: there are more steps than the 60,000 from which compilation pays"
+    assert str(long) == "steps: whole steps compiled: there are more steps than the 120,000 from which compilation pays"
     longer = chosen(4 * LONG_ENOUGH)
     assert longer.steps == 10 and longer.all_steps
 

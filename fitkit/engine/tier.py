@@ -20,9 +20,10 @@ from fitkit.spec.options import FitOptions
 SMALL_WORK = 2e7  # floating-point operations a step: about a millisecond
 CALLS_WORK = 2e8  # beyond, calls of small operations are a small part of a step
 BF16_WORK = 1e9  # from here on convolutions in bf16 gained on one thread: 1.2 to 2.4 times, in 9 of 10 nets
-# Steps of a small network after which compilation has paid for itself. Both what is saved and what it costs are mostly
-# Python, a little for each operation of the network, so their quotient depends little on network or machine.
-BREAK_EVEN_STEPS = 60_000
+# Steps of a small network after which a first compilation has paid for itself (`benchmarks/policy.py`: 100,000 for an
+# MLP, 137,000 for a linear model). Both what is saved and what it costs are mostly Python, a little for each operation
+# of the network, so their quotient depends little on network or machine.
+BREAK_EVEN_STEPS = 120_000
 LONG = 4 * BREAK_EVEN_STEPS  # steps for which a larger graph, and a second one, pay too
 MOST_STEPS_A_CALL, MOST_OF_LONG = 5, 12
 MOST_EVALUATED = 16  # batches of training that are evaluated in one
