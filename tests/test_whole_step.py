@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from small_nets import KINDS, TOKENS, X, Y, declared, furthest, inputs, network
 from torch import nn
 
 import fitkit
@@ -27,35 +28,6 @@ try:
 except SpecError as error:
     pytest.skip(str(error), allow_module_level=True)
 
-X = torch.randn(52, 1, 6, 6, generator=torch.Generator().manual_seed(0))
-Y = (X.mean((1, 2, 3)) > 0).long() + (X[:, 0, 0, 0] > 0).long()
-TOKENS = (X[:, 0, 0] > 0).long() + (X[:, 0, 1] > 0).long()  # (52, 6), a vocabulary of 3
-
-
-class Transformer(nn.Module):
-    """Token ids (B, 6) -> (B, 3)."""
-
-    def __init__(self):
-        super().__init__()
-        self.embedding = nn.Embedding(3, 8)
-        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, bias=False)
-        self.head = nn.Linear(8, 3)
-
-    def forward(self, x):
-        return self.head(self.layer(self.embedding(x)).mean(1))
-
-
-def model(kind):
-    """Return a model in which every parameter has a gradient: that of a bias before a norm is rounding noise alone."""
-    torch.manual_seed(1)
-    if kind == "mlp":
-        return nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, 3))
-    if kind == "cnn":
-        return nn.Sequential(
-            nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
-        )
-    return Transformer()
-
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
@@ -64,10 +36,10 @@ def cache(tmp_path, monkeypatch):
 
 
 def fit(kind, optimizer, compiled, epochs=13, together=1, **fit):
-    data = {"train": (TOKENS if kind == "transformer" else X, Y)}
+    data = {"train": (inputs(kind), Y)}
     spec = {"optimizer": optimizer, "seed": 5}
     spec["fit"] = {"epochs": epochs, "batch_size": 13, "device": "cpu", "compile": compiled, **fit}
-    trainer = fitkit.build(spec, model=model(kind), data=data)
+    trainer = fitkit.build(spec, model=network(kind), data=data)
     if compiled:
         trainer._train_step.steps = together
     with warnings.catch_warnings():
@@ -76,17 +48,7 @@ def fit(kind, optimizer, compiled, epochs=13, together=1, **fit):
     return trainer
 
 
-def furthest(one, other):
-    """Return the largest distance of two modules' tensors, relative to their size."""
-    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
-    return max(float((a.double() - b).norm() / (b.double().norm() + 1e-6)) for a, b in pairs)
-
-
-def declared(name):
-    return {name: {"lr": 0.01, **({"momentum": 0.9} if name == "SGD" else {})}}
-
-
-@pytest.mark.parametrize("kind", ["mlp", "cnn", "transformer"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", sorted(set(optimizers) - {"Muon", "Rprop"}))
 def test_fifty_steps_agree_with_eager_ones(name, kind):
     eager, compiled = (fit(kind, declared(name), whether) for whether in (False, True))
@@ -123,7 +85,7 @@ def test_rprop_is_no_whole_step_and_trains_the_same():
     def train(compiled):
         spec = {"optimizer": {"Rprop": 0.01}, "seed": 5}
         spec["fit"] = {"epochs": 3, "batch_size": 13, "device": "cpu", "compile": compiled}
-        trainer = fitkit.build(spec, model=model("transformer"), data={"train": (TOKENS, Y)})
+        trainer = fitkit.build(spec, model=network("transformer"), data={"train": (TOKENS, Y)})
         trainer.fit()
         return trainer
 
