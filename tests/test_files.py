@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import fitkit
-from fitkit import cli, files, run_folder
+from fitkit import files, run_folder
 from fitkit.after.evaluate import evaluate_file, evaluate_split
 from fitkit.after.finished import read_spec
 from fitkit.after.predict import as_text, predict_file
 from fitkit.after.survey import survey
 from fitkit.builder import build, load_spec
+from fitkit.commands import common
 from fitkit.engine import checkpoint, weights
 from fitkit.engine.checkpoint import Checkpoint
 from fitkit.errors import CheckpointError, DataError, FitkitError, SpecError
@@ -325,7 +326,7 @@ def test_a_kind_that_can_run_code_is_opened_nowhere_and_the_error_converts_it(su
         lambda: evaluate_file(run, path),
         lambda: predict_file(run, path, tmp_path / "p.csv"),
         lambda: survey(path, None, tmp_path),
-        lambda: cli._run_folder(name),
+        lambda: common.run_folder(name),
     ]
     for attempt in attempts:
         with pytest.raises(FitkitError) as raised:

@@ -23,7 +23,7 @@ MODULES = {
     "multiprocessing": ("engine/workers.py",),  # to end workers that read a Dataset given in Python
     "importlib": ("__init__.py",),  # each public name is imported when it is first used, from a literal table
     "subprocess": ("after/verify.py",),  # verify-resume kills runs that it starts, which are fitkit itself
-    "runpy": ("cli.py",),  # --code FILE, which the user gives on the command line
+    "runpy": ("commands/common.py",),  # --code FILE, which the user gives on the command line
 }
 # Functions and classes, by their full names, and the only places that may name one: file and function.
 NAMES = {
@@ -51,7 +51,7 @@ NAMES |= {
     ),
     "types.FunctionType": (("engine/updates.py", "_calls"),),  # see INSIDE
     "importlib.import_module": (("__init__.py", "__getattr__"),),  # of names that stand in the file itself
-    "runpy.run_path": (("cli.py", "_run_code"),),
+    "runpy.run_path": (("commands/common.py", "_run_code"),),
     "locals": (("parts/callback.py", "__init__"),),  # LambdaCallback, which takes functions and so is no table's
     "vars": (
         ("parts/callback.py", "__init_subclass__"),  # the names of a class that Python code defined

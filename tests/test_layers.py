@@ -19,6 +19,7 @@ LAYERS = [
     ["session"],
     ["model", "register"],
     ["after"],
+    ["commands"],
     ["cli", "__main__", "__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

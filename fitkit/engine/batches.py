@@ -61,6 +61,10 @@ class RowBatches:
         """Yield every sample once, in its own order."""
         return self._slices(self.rows, training=False)
 
+    def at(self, rows: Tensor) -> Iterator[Batch]:
+        """Yield the samples with these row numbers (n,), in their order."""
+        return self._slices(rows, training=False)
+
 
 class ArrayBatches(RowBatches):
     """Batches of arrays in memory: one copy on the device in its own dtype, gathered by index.

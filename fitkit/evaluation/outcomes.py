@@ -1,0 +1,189 @@
+"""What a model gives for every sample of one part of the data, beside what is right."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fitkit.engine.batches import Batches, RowBatches
+from fitkit.engine.step import Metric, Objective, eval_mode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcomes:
+    """Outputs and targets of N samples, on the CPU, in the order of the data.
+
+    A sample has one position, or several (a text has one a token); M of all positions count: those that the loss
+    ignores are left out. `counts` holds what the loss divides by, so that `sums.sum() / counts.sum()` is the loss.
+    """
+
+    part: str  # "val", or the name of a file
+    kind: Literal["classes", "values"]
+    reads: str  # what the outputs are: "logits", "log_probabilities", "probabilities", "scores", "log_rates", "values"
+    outputs: Tensor  # (M, C) or one logit (M,); for values (M, ...), as the loss takes them
+    targets: Tensor  # (M,) int64 class numbers; for values (M, ...)
+    samples: Tensor  # (M,) int64, rising: the sample, 0 to N - 1, that a position belongs to
+    rows: Tensor  # (N,) int64: the number of each sample in the data that was given, from 0
+    sums: Tensor  # (N,) float64: the loss of each sample, summed over its positions
+    counts: Tensor  # (N,) float64
+    metrics: tuple[Metric, ...] = ()
+    classes: tuple[str, ...] | None = None  # the names of the classes, where the data has any
+    temperature: float = 1.0  # by which `fitkit calibrate` divides logits
+    batches: Batches | None = field(default=None, repr=False)  # where the samples can be read again
+    card: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def positions(self) -> int:
+        """How many positions count, M."""
+        return len(self.targets)
+
+    @property
+    def one_each(self) -> bool:
+        """Whether every sample has one position, so that positions are independent of each other."""
+        return self.positions == len(self) and bool((self.samples == torch.arange(len(self))).all())
+
+    @property
+    def loss(self) -> float:
+        """The mean loss, as `val_loss` is."""
+        total = float(self.counts.sum())
+        return float(self.sums.sum()) / total if total else float("nan")
+
+    @property
+    def predicted(self) -> Tensor:
+        """Class numbers (M,) int64, or predicted values (M, ...)."""
+        if self.kind == "values":
+            return self.outputs.exp() if self.reads == "log_rates" else self.outputs
+        if self.outputs.ndim == 1:
+            return (self.outputs > (0.5 if self.reads == "probabilities" else 0)).long()
+        return self.outputs.argmax(1)
+
+    @property
+    def can_be_probabilities(self) -> bool:
+        """Whether the outputs can be read as class probabilities."""
+        return self.kind == "classes" and self.reads != "scores"
+
+    def log_probabilities(self, temperature: float | None = None) -> Tensor:  # (M, C) float64
+        """Return the logarithm of each class's probability; one logit gives the columns of class 0 and class 1.
+
+        Logits are divided by a temperature first, the calibrated one unless another is given; probabilities are taken
+        for the softmax or sigmoid of theirs.
+        """
+        outputs = self.outputs.double()
+        if self.reads == "probabilities":
+            outputs = outputs.logit() if outputs.ndim == 1 else outputs.log()
+        outputs = outputs / (self.temperature if temperature is None else temperature)
+        if outputs.ndim == 1:
+            outputs = torch.stack((torch.zeros_like(outputs), outputs), 1)
+        return outputs.log_softmax(1)
+
+    def probabilities(self, temperature: float | None = None) -> Tensor:  # (M, C) float64
+        """Return the probability of each class."""
+        return self.log_probabilities(temperature).exp()
+
+    @property
+    def class_count(self) -> int:
+        """How many classes there are."""
+        return 2 if self.outputs.ndim == 1 else self.outputs.shape[1]
+
+    @property
+    def class_names(self) -> list[str]:
+        """The name of each class: the data's, or its number."""
+        return list(self.classes) if self.classes else [str(number) for number in range(self.class_count)]
+
+    def inputs(self, chosen: Sequence[int]) -> list[Tensor]:
+        """Return the samples with these numbers, 0 to N - 1, as they were read, before the transform: (...) each."""
+        assert self.batches is not None
+        found: dict[int, Tensor] = {}
+        wanted, start = set(chosen), 0
+        if isinstance(self.batches, RowBatches):  # no others need be read
+            rows = self.batches.rows[torch.as_tensor(sorted(wanted), device=self.batches.rows.device)]
+            read = [x for batch, _ in self.batches.at(rows) for x in batch]
+            return [dict(zip(sorted(wanted), read, strict=True))[number].cpu() for number in chosen]
+        for x, _ in self.batches.in_order():
+            found |= {number: x[number - start].cpu() for number in wanted if start <= number < start + len(x)}
+            start += len(x)
+        return [found[number] for number in chosen]
+
+
+def take_outcomes(
+    model: nn.Module,
+    objective: Objective,
+    batches: Batches,
+    facts: dict[str, Any],
+    *,
+    part: str,
+    card: dict[str, Any],
+) -> Outcomes:
+    """Run a model over a part in eval mode, every sample once; `facts` are those of the loss's table entry."""
+    outputs: list[Tensor] = []
+    targets: list[Tensor] = []
+    samples: list[Tensor] = []
+    sums: list[Tensor] = []
+    counts: list[Tensor] = []
+    total = 0
+    with eval_mode(model), torch.inference_mode():
+        for x, y in batches.in_order():
+            output, target, mask = objective.align(objective.output(model, x), y)
+            numbers = torch.arange(total, total + len(x)).repeat_interleave(len(target) // len(x))
+            for one, goal in zip(output.tensor_split(len(x)), target.tensor_split(len(x)), strict=True):
+                loss, count = objective.val_loss(one, goal)
+                sums.append(loss.double())
+                counts.append(torch.as_tensor(count, dtype=torch.float64))
+            if mask is not None:
+                mask = mask.cpu()
+            for kept, new in ((outputs, output), (targets, target), (samples, numbers)):
+                kept.append(new.cpu() if mask is None else new.cpu()[mask])
+            total += len(x)
+    kind = facts["target"]
+    truth = torch.cat(targets)
+    if isinstance(batches, RowBatches):
+        rows = batches.rows.cpu()
+    else:
+        rows = torch.arange(total)
+    return Outcomes(
+        part=part,
+        kind="values" if kind == "values" else "classes",
+        reads=facts["output"],
+        outputs=torch.cat(outputs).clone(),
+        targets=truth.clone() if kind == "values" else (truth > 0).long() if kind != "classes" else truth.clone(),
+        samples=torch.cat(samples),
+        rows=rows,
+        sums=torch.stack(sums).cpu(),
+        counts=torch.stack(counts).cpu(),
+        metrics=objective.metrics,
+        classes=tuple(card["classes"]) if card.get("classes") else None,
+        temperature=float(card.get("temperature") or 1.0),
+        batches=batches,
+        card=card,
+    )
+
+
+def merged(parts: Sequence[Outcomes], part: str) -> Outcomes:
+    """Return the outcomes of several parts as those of one, such as of all folds; rows in the order of the data."""
+    order = torch.cat([one.rows for one in parts]).argsort(stable=True)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    starts = [0]
+    for one in parts:
+        starts.append(starts[-1] + len(one))
+    samples = place[torch.cat([one.samples + start for one, start in zip(parts, starts, strict=False)])]
+    positions = samples.argsort(stable=True)
+    return dataclasses.replace(
+        parts[0],
+        part=part,
+        outputs=torch.cat([one.outputs for one in parts])[positions],
+        targets=torch.cat([one.targets for one in parts])[positions],
+        samples=samples[positions],
+        rows=torch.cat([one.rows for one in parts])[order],
+        sums=torch.cat([one.sums for one in parts])[order],
+        counts=torch.cat([one.counts for one in parts])[order],
+        batches=None,
+    )
