@@ -215,12 +215,11 @@ def break_even(model: nn.Module, work: float) -> float:
     """
     if any(isinstance(module, nn.MultiheadAttention) or hasattr(module, "heads") for module in model.modules()):
         return math.inf
-    layers = sum(not any(True for _ in module.children()) for module in model.modules())
-    seconds, saved = COMPILE_SECONDS + COMPILE_SECONDS_A_LAYER * layers, SAVED_SECONDS + SAVED_SECONDS_A_LAYER * layers
-    small = round(seconds / saved, -3)
     if work <= CALLS_WORK:
-        return small
-    return max(small, round(LONG_WORK / work, -3)) if _convolves(model) and work < math.inf else math.inf
+        layers = sum(not any(True for _ in module.children()) for module in model.modules())
+        seconds = COMPILE_SECONDS + COMPILE_SECONDS_A_LAYER * layers
+        return round(seconds / (SAVED_SECONDS + SAVED_SECONDS_A_LAYER * layers), -3)
+    return round(LONG_WORK / work, -3) if _convolves(model) and work < math.inf else math.inf
 
 
 def _convolves(model: nn.Module) -> bool:
