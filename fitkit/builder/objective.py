@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -338,6 +339,13 @@ def choose_metrics(spec: Spec, contract: Contract, output: Tensor) -> tuple[Comp
                 f"{metric.name} compares {wanted}, but with {contract.loss.name} the targets are {what}. "
                 f"Choose from {listing(fit)}."
             )
+        if "needs" in metric.entry.facts:
+            try:
+                metric.entry.facts["needs"]()
+            except ValueError as error:
+                raise metric.error(f"{metric.name} {error}.") from None
+        if metric.get("average") == "binary" and output.ndim > 1 and output.shape[1] != 2:
+            raise metric.error(f"is for two classes, and here are {output.shape[1]}. Write macro.", "average")
         k = metric.get("k")
         if k is not None and output.ndim > 1 and k > output.shape[1]:
             raise metric.error(f"is {k}, but there are only {output.shape[1]} classes. Give fewer.", "k")
@@ -367,7 +375,11 @@ def _bind_metric(metric: Component, loss: Component) -> Metric:
     if to_metric is not None:
         inner, change = function, to_metric
         function = lambda output, target: inner(change(output), target)  # noqa: E731
-    return Metric(metric.name, function, facts["higher_is_better"], facts.get("finish", mean))
+    finish = facts.get("finish", mean)
+    arguments = {**metric.entry.defaults(), **own}
+    if asked := {name: arguments[name] for name in inspect.signature(finish).parameters if name in arguments}:
+        finish = functools.partial(finish, **asked)
+    return Metric(metric.name, function, facts["higher_is_better"], finish, facts.get("keeps", False))
 
 
 def target_range(loss: Component) -> Range | None:
