@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fitkit import register as register
     from fitkit.after.plan import Plan as Plan
     from fitkit.after.plan import plan as plan
+    from fitkit.after.report import report as report
     from fitkit.builder import build as build
     from fitkit.builder import load_spec as load_spec
     from fitkit.model import Model as Model
@@ -43,6 +44,7 @@ _WHERE = {
     "load": "fitkit.model",
     "load_spec": "fitkit.builder",
     "plan": "fitkit.after.plan",
+    "report": "fitkit.after.report",
 }
 
 __all__ = [
@@ -64,6 +66,7 @@ __all__ = [
     "load_spec",
     "plan",
     "register",
+    "report",
 ]
 
 

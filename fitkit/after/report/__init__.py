@@ -1,0 +1,118 @@
+"""The report on a run, or on several that are compared: one HTML file that needs no other file, network or script."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import fitkit
+from fitkit import files, run_folder
+from fitkit.after.report import classes, comparison, sections
+from fitkit.after.report.figures import require_matplotlib
+from fitkit.after.report.gather import Run, gather
+from fitkit.after.report.page import MARK, Html, Section, document, join, note, paragraph, short
+from fitkit.errors import CheckpointError, Fault, Place, SpecError
+
+T = TypeVar("T")
+
+REPORT, COMPARISON = "report.html", "comparison.html"
+MOST_RUNS = 24
+
+ONE: tuple[tuple[str, str, Callable[[Run], Html | None]], ...] = (
+    ("training", "Training", sections.training),
+    ("evaluation", "Evaluation", sections.evaluation),
+    ("classes", "Class by class", classes.by_class),
+    ("confusions", "Confusions", classes.confusions),
+    ("residuals", "Residuals", sections.residuals),
+    ("data", "Data", sections.data),
+    ("time", "Time", sections.timing),
+    ("reproduce", "Reproduce", sections.reproduce),
+    ("environment", "Environment", sections.environment),
+    ("test", "Looks at the test split", sections.test_looks),
+    ("spec", "Spec", sections.spec),
+)
+SEVERAL: tuple[tuple[str, str, Callable[[Sequence[Run]], Html | None]], ...] = (
+    ("results", "Results", comparison.results),
+    ("curves", "Curves", comparison.curves),
+    ("differences", "What differs", comparison.differences),
+    ("runs", "Runs", comparison.environments),
+)
+
+
+def report(
+    runs: Path | str | Sequence[Path | str],
+    out: Path | str | None = None,
+    *,
+    split: str | None = None,
+    root: Path | str | None = None,
+) -> Path:
+    """Write the report on a run, or a page that compares several, and return its path.
+
+    Args:
+        runs: a run folder, or several.
+        out: the HTML file; `report.html` in the folder of one run, `comparison.html` here for several.
+        split: the part that the models are evaluated on. Without one that is val, and where it cannot be had, the
+            report says why and goes on; "test" is noted in the run's ledger.
+        root: where the paths of the runs' data start; the working directory unless given.
+
+    Raises CheckpointError for a folder that holds no run or a damaged one, SpecError for a file that is there and is no
+    report of fitkit.
+    """
+    folders = [Path(runs)] if isinstance(runs, str | Path) else [Path(run) for run in runs]
+    if not folders or len(folders) > MOST_RUNS:
+        raise SpecError(f"a report takes 1 to {MOST_RUNS} runs, not {len(folders)}.")
+    require_matplotlib()
+    path = Path(out) if out is not None else folders[0] / REPORT if len(folders) == 1 else Path(COMPARISON)
+    refuse_other(path)
+    found = [gather(folder, split, None if root is None else Path(root)) for folder in folders]
+    for run in found:
+        if run.missing:
+            warnings.warn(f"{run.folder}: the report has no evaluation: {run.missing}", stacklevel=2)
+    if len(found) == 1:
+        [run] = found
+        parts = [_section(name, title, make, run) for name, title, make in ONE]
+        title, header = f"{short(run.name, 80)}: report", sections.header(run)
+    else:
+        parts = [_section(name, title, make, found) for name, title, make in SEVERAL]
+        title, header = "Comparison of runs", comparison.header(found)
+    page = document(title, header, [part for part in parts if part is not None], _footer())
+    run_folder.write_text(path, page)
+    return path
+
+
+def refuse_other(path: Path) -> None:
+    """Raise SpecError where a report cannot be written, or would replace what is no report of fitkit."""
+    place = Place(str(path))
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise SpecError(Fault("a report is an HTML file: give a name that ends in .html.", place=place))
+    if not path.parent.is_dir():
+        raise SpecError(Fault("there is no such folder to write to. Make it first.", place=place))
+    if not path.exists() and not path.is_symlink():
+        return
+    try:
+        with files.open_file(path, links=False) as file:
+            ours = file.read(len(MARK)) == MARK.encode()
+    except OSError:
+        ours = False
+    if not ours:
+        message = "is there already and is no report of fitkit, so it is not overwritten. Choose another name: --out FILE.html."
+        raise SpecError(Fault(message, place=place))
+
+
+def _section(name: str, title: str, make: Callable[[T], Html | None], given: T) -> Section | None:
+    """Make a section; one that fails says so and leaves the page as it is."""
+    try:
+        body = make(given)
+    except Exception as error:  # damaged files may hold anything, and the other sections stand
+        reason = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
+        body = paragraph("This part could not be made: ", short(reason, 600), class_="callout")
+        warnings.warn(f"the section {title} could not be made: {reason}", stacklevel=3)
+    return None if body is None else Section(name, title, body)
+
+
+def _footer() -> Html:
+    when = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    return join(note(f"Written by fitkit {fitkit.__version__} on {when}. One file, no scripts, nothing is loaded."))

@@ -1,0 +1,28 @@
+"""Write a run's report as one HTML file, or a page that compares several runs."""
+
+from __future__ import annotations
+
+import argparse
+
+from fitkit.commands.common import add_code, importing, run_codes, run_folder
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare its arguments."""
+    parser.add_argument("run_folders", metavar="RUN", nargs="+", help="folder of a run; several are compared")
+    parser.add_argument("--split", choices=("train", "val", "test"), help="what to evaluate on; default: val")
+    parser.add_argument("--out", metavar="FILE", help="default: RUN/report.html, for several runs comparison.html")
+    parser.add_argument("--root", metavar="DIR", help="where the paths of the run's data start (default: here)")
+    add_code(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run it and return the exit code."""
+    folders = [run_folder(name) for name in arguments.run_folders]
+    run_codes(arguments)
+    with importing():
+        from fitkit.after.report import report
+
+    path = report(folders, arguments.out, split=arguments.split, root=arguments.root)
+    print(f"wrote {path} ({path.stat().st_size / 1000:,.0f} kB): open it in a browser")
+    return 0
