@@ -75,7 +75,9 @@ class Browser:
         method, said = event.get("method"), event.get("params", {})
         if method in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"):
             self.problems.append(json.dumps(said))
-        if method == "Network.requestWillBeSent" and not said["request"]["url"].startswith(("file:", "about:", "data:")):
+        if method == "Network.requestWillBeSent" and not said["request"]["url"].startswith(
+            ("file:", "about:", "data:")
+        ):
             self.problems.append(said["request"]["url"])
 
     def open(self, path, width=1280, height=900, dark=False, phone=False):

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import fitkit
 from fitkit import files, run_folder
-from fitkit.after.report import classes, comparison, sections
+from fitkit.after.report import classes, comparison, record, sections
 from fitkit.after.report.figures import require_matplotlib
 from fitkit.after.report.gather import Run, gather
 from fitkit.after.report.page import MARK, Html, Section, document, join, note, paragraph, short
@@ -27,12 +27,11 @@ ONE: tuple[tuple[str, str, Callable[[Run], Html | None]], ...] = (
     ("classes", "Class by class", classes.by_class),
     ("confusions", "Confusions", classes.confusions),
     ("residuals", "Residuals", sections.residuals),
-    ("data", "Data", sections.data),
-    ("time", "Time", sections.timing),
-    ("reproduce", "Reproduce", sections.reproduce),
-    ("environment", "Environment", sections.environment),
-    ("test", "Looks at the test split", sections.test_looks),
-    ("spec", "Spec", sections.spec),
+    ("data", "Data", record.data),
+    ("time", "Time", record.timing),
+    ("reproduce", "Reproduce", record.reproduce),
+    ("test", "Looks at the test split", record.test_looks),
+    ("spec", "Spec", record.spec),
 )
 SEVERAL: tuple[tuple[str, str, Callable[[Sequence[Run]], Html | None]], ...] = (
     ("results", "Results", comparison.results),
@@ -98,7 +97,7 @@ def refuse_other(path: Path) -> None:
     except OSError:
         ours = False
     if not ours:
-        message = "is there already and is no report of fitkit, so it is not overwritten. Choose another name: --out FILE.html."
+        message = "is no report of fitkit, so it is not overwritten. Choose another name: --out FILE.html."
         raise SpecError(Fault(message, place=place))
 
 

@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 
 from fitkit.after.report.gather import Run
-from fitkit.after.report.page import Child, Html, join, note, paragraph, scrolling, short, table, tag
+from fitkit.after.report.page import Child, Html, brief, join, note, paragraph, scrolling, short, table, tag
 from fitkit.evaluation.evaluation import ClassRow
-from fitkit.evaluation.words import number
 
 MOST_MATRIX = 20  # classes whose confusion matrix is shown whole
 MOST_ROWS = 50  # classes in a table, and pairs of them
@@ -32,14 +31,14 @@ def by_class(run: Run) -> Html | None:
 
 
 def _row(row: ClassRow, ranked: bool) -> list[Child]:
-    areas = [number(row.auroc), number(row.average_precision)] if ranked else []
-    return [short(row.name, NAME), number(row.precision), number(row.recall), _bar(row.f1), *areas, f"{row.support:,}"]
+    areas = [brief(row.auroc), brief(row.average_precision)] if ranked else []
+    return [short(row.name, NAME), brief(row.precision), brief(row.recall), _bar(row.f1), *areas, f"{row.support:,}"]
 
 
 def _bar(share: float) -> Html:
     """Return a share with a bar behind it."""
     width = 0 if math.isnan(share) else 100 * share
-    return tag("span", tag("span", number(share)), class_="share", style=f"--share:{width:.1f}%")
+    return tag("span", tag("span", brief(share)), class_="share", style=f"--share:{width:.1f}%")
 
 
 def confusions(run: Run) -> Html | None:
@@ -57,7 +56,7 @@ def confusions(run: Run) -> Html | None:
     pairs = [(int(wrong.flatten()[at]), at // len(names), at % len(names)) for at in places]
     pairs.sort(key=lambda pair: (-pair[0], pair[1:]))
     said = f"{missed:,} of {total:,} are taken for another class."
-    if pairs:
+    if pairs and pairs[0][0] > 1:
         times, i, j = pairs[0]
         said += f" Most often {names[i]} for {names[j]}: {times:,} of {int(counts[i].sum()):,}."
     if len(names) <= MOST_MATRIX:
@@ -73,7 +72,7 @@ def _matrix(counts: Sequence[Sequence[int]], names: Sequence[str], said: str) ->
     upright = max(map(len, names)) > 4
     head = tag(
         "tr",
-        tag("td", "target ↓ prediction →", class_="corner"),
+        tag("td", "prediction →", tag("br"), "target ↓", class_="corner"),
         (tag("th", tag("span", name), scope="col", class_="upright" if upright else None) for name in names),
     )
     rows = []
@@ -92,6 +91,9 @@ def _matrix(counts: Sequence[Sequence[int]], names: Sequence[str], said: str) ->
     matrix = tag(
         "table", tag("caption", said, class_="hidden"), tag("thead", head), tag("tbody", rows), class_="matrix"
     )
-    caption = "A row holds the samples of one class, a column what they are taken for. The diagonal is right; mistakes have the accent's colour, the stronger the larger their share of the row."
+    caption = (
+        "A row holds the samples of one class, a column what they are taken for. The diagonal is right; mistakes have "
+        "the accent's colour, the stronger the larger their share of the row."
+    )
     words = tag("figcaption", tag("strong", "confusion matrix"), tag("span", caption, class_="caption"))
     return tag("figure", words, scrolling(matrix, "Confusion matrix"))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fitkit.after.report import figures
-from fitkit.after.report.gather import Run
-from fitkit.after.report.page import Child, Html, facts, figure, join, note, paragraph, short, table, tag
-from fitkit.after.report.sections import main_measure, part_name, seconds, span, thinned
-from fitkit.changes import NOTHING, changes
-from fitkit.evaluation.words import number
+from fitkit.after.report.gather import Run, direction
+from fitkit.after.report.page import Child, Html, brief, facts, figure, join, note, paragraph, short, table, tag
+from fitkit.after.report.sections import main_measure, measure, part_name, seconds, span, thinned
+from fitkit.after.words import flow
+from fitkit.changes import NOTHING
 
 NAME = 40  # letters of a run's name
 MOST_ROWS = 200  # differences that are listed
@@ -28,72 +27,71 @@ def names(runs: Sequence[Run]) -> list[str]:
 
 def header(runs: Sequence[Run]) -> Html:
     """Return title and, where all runs were evaluated, which of them is ahead."""
-    measured = [
-        (run.evaluation, name) for run, name in zip(runs, names(runs), strict=True) if run.evaluation is not None
-    ]
+    found = [(run.evaluation, name) for run, name in zip(runs, names(runs), strict=True) if run.evaluation is not None]
     verdict = "Not every run could be evaluated, so this compares what they wrote while training."
-    if len(measured) == len(runs):
-        column = main_measure(measured[0][0])
-        if all(column in found for found, _ in measured):
-            lower = (
-                runs[0].history.directions.get(f"val_{column}") == "min" or column.endswith("error") or column == "loss"
-            )
-            ranked = sorted(measured, key=lambda pair: pair[0][column], reverse=not lower)
-            (first, winner), (second, _) = ranked[0], ranked[1]
-            low, high = first.interval(column)
-            inside = "within" if low <= second[column] <= high else "outside"
-            verdict = (
-                f"{winner} has the {'lowest' if lower else 'highest'} {column}: {number(first[column])}, 95 % interval "
-                f"{span(low, high)}. The next one, {number(second[column])}, is {inside} that interval."
-            )
+    column = main_measure(found[0][0]) if found else ""
+    if len(found) == len(runs) and all(column in one for one, _ in found):
+        lowest = direction(column) == "min"
+        found.sort(key=lambda pair: pair[0][column], reverse=not lowest)
+        (first, winner), (second, _) = found[:2]
+        low, high = first.interval(column)
+        verdict = (
+            f"{winner} has the {'lowest' if lowest else 'highest'} {measure(column)}: {brief(first[column])}, 95 % "
+            f"interval {span(low, high)}. The next one, {brief(second[column])}, is "
+            f"{'within' if low <= second[column] <= high else 'outside'} that interval."
+        )
     return tag(
         "header",
         tag("p", "fitkit comparison", class_="kicker"),
         tag("h1", f"{len(runs)} runs"),
-        tag("p", _list(names(runs)), class_="byline"),
+        tag("p", _list(runs), class_="byline"),
         tag("p", verdict, class_="verdict"),
     )
 
 
-def _list(found: Sequence[str]) -> Html:
-    return join(tag("span", key(place), name) for place, name in enumerate(found))
+def _list(runs: Sequence[Run]) -> list[Html]:
+    return [tag("span", key(place), name) for place, name in enumerate(names(runs))]
 
 
 def key(place: int) -> Html:
     """Return the sign of a run in the figures."""
-    return tag(
-        "i", class_=f"key run{place % len(figures.RUNS) + 1} dash{place // len(figures.RUNS) % len(figures.DASHES)}"
-    )
+    dash = place // len(figures.RUNS) % len(figures.DASHES)
+    return tag("i", class_=f"line run{place % len(figures.RUNS) + 1} dash{dash}")
 
 
 def results(runs: Sequence[Run]) -> Html:
-    """Return the measures of each run with their intervals."""
-    shown = [run for run in runs if run.evaluation is not None]
-    columns = list(dict.fromkeys(name for run in shown for name in run.evaluation or ()))
+    """Return the measures of each run with their intervals, the best value of each set off."""
+    found = [run.evaluation for run in runs]
+    columns = list(dict.fromkeys(name for one in found for name in one or ()))
     rows: list[list[Child]] = []
-    for place, (run, name) in enumerate(zip(runs, names(runs), strict=True)):
-        cells: list[Child] = []
-        for column in columns:
-            e = None if run.evaluation is None else run.evaluation.estimates.get(column)
-            cells.append("-" if e is None else join(number(e.value), tag("small", span(e.low, e.high))))
-        epochs = f"{run.best_epoch or '-'} of {len(run.history)}"
-        time = seconds(run.history.seconds) if run.history.seconds else "-"
-        rows.append([join(key(place), name), run.status, *cells, epochs, time])
-    head = ["run", "status", *(short(column, NAME) for column in columns), "best epoch", "time"]
+    for column in columns:
+        estimates = [None if one is None else one.estimates.get(column) for one in found]
+        values = [e.value for e in estimates if e is not None and e.value == e.value]
+        end = direction(column)
+        best = None if not values or end is None else min(values) if end == "min" else max(values)
+        cells = [
+            "-" if e is None else [tag("b" if e.value == best else "span", brief(e.value)), tag("small", span(e.low, e.high))]
+            for e in estimates
+        ]  # fmt: skip
+        rows.append([measure(column), *cells])
+    rows.append(["best epoch", *(f"{run.best_epoch or '-'} of {len(run.history)}" for run in runs)])
+    rows.append(["time", *(seconds(run.history.seconds) if run.history.seconds else "-" for run in runs)])
+    rows.append(["status", *(run.status for run in runs)])
     missing = [
-        note(f"{name}: not evaluated: {short(run.missing, 400)}")
+        note(f"{name} is not evaluated: {short(run.missing, 400)}")
         for run, name in zip(runs, names(runs), strict=True)
         if run.missing
     ]
-    return join(paragraph(_same_rows(runs)), table(head, rows, "Measures of each run"), missing)
+    return join(paragraph(_same_rows(runs)), table(["", *_list(runs)], rows, "Measures of each run"), missing)
 
 
 def _same_rows(runs: Sequence[Run]) -> str:
     part = runs[0].part
     sums = {run.environment.get(f"data_{part}") for run in runs}
+    small = "Small figures are 95 % intervals."
     if len(sums) == 1 and None not in sums:
-        return f"All runs have the same {part_name(part)} samples. Small figures are 95 % intervals."
-    return f"The runs do not have the same {part_name(part)} samples, so part of any difference is theirs. Small figures are 95 % intervals."
+        return f"All runs have the same {part_name(part)} samples. {small}"
+    return f"The runs do not have the same {part_name(part)} samples: part of any difference is theirs. {small}"
 
 
 def curves(runs: Sequence[Run]) -> Html:
@@ -103,33 +101,46 @@ def curves(runs: Sequence[Run]) -> Html:
     for place, name in enumerate(column for measure in measures for column in (f"val_{measure}", measure)):
         lines = [(said, thinned(run.points(name), run.best_epoch)) for run, said in zip(runs, names(runs), strict=True)]
         if any(points for _, points in lines):
-            ends = [f"{said} {number(points[-1][1])}" for said, points in lines if points]
+            ends = [f"{said} {brief(points[-1][1])}" for said, points in lines if points]
             words = f"In the last epoch: {', '.join(ends)}."
             found.append(
                 figure(figures.overlaid(f"curve{place}", short(name, NAME), lines, words), short(name, NAME), words)
             )
-    legend = tag("p", _list(names(runs)), class_="legend")
+    legend = tag("p", _list(runs), class_="legend")
     return join(legend, tag("div", found, class_="grid")) if found else note("No epoch has ended yet.")
 
 
 def differences(runs: Sequence[Run]) -> Html:
-    """Return the keys of the resolved specs in which any run differs from the first."""
-    plain = [{key: value for key, value in run.spec.items() if key != "name"} for run in runs]
-    found: dict[str, dict[int, Any]] = {}
-    for place, other in enumerate(plain[1:], 1):
-        for change in changes(plain[0], other):
-            found.setdefault(change.key, {0: change.then})[place] = change.now
+    """Return the keys of the resolved specs in which the runs differ, and what each says."""
+    found = list(_differing([{key: value for key, value in run.spec.items() if key != "name"} for run in runs], ""))
     if not found:
         return paragraph("The resolved specs are equal but for their names.")
-    rows = []
-    for dotted, values in list(found.items())[:MOST_ROWS]:
-        rows.append([short(dotted, 80), *(_said(values.get(place, values[0])) for place in range(len(runs)))])
+    rows = [[short(dotted, 80), *map(_said, values)] for dotted, values in found[:MOST_ROWS]]
     more = note(f"… and {len(found) - MOST_ROWS:,} more.") if len(found) > MOST_ROWS else None
-    return join(table(["key of the resolved spec", *names(runs)], rows, "Differences of the specs"), more)
+    head = ["key of the resolved spec", *_list(runs)]
+    return join(table(head, rows, "Differences of the specs", class_="specs"), more)
+
+
+def _differing(values: Sequence[Any], key: str) -> Iterator[tuple[str, Sequence[Any]]]:
+    """Yield the dotted keys at which trees differ, and their values there; a component of another name is one."""
+    if all(value == values[0] and type(value) is type(values[0]) for value in values):
+        return
+    if all(isinstance(value, Mapping) for value in values):
+        names = list(dict.fromkeys(name for value in values for name in value))
+        if not key or len(names) == 1 or any(len(value) > 1 for value in values):
+            for name in names:
+                below = [value.get(name, NOTHING) for value in values]
+                yield from _differing(below, f"{key}.{name}" if key else str(name))
+            return
+    if all(isinstance(value, list) for value in values) and len({len(value) for value in values}) == 1:
+        for place, below in enumerate(zip(*values, strict=True)):
+            yield from _differing(below, f"{key}[{place}]")
+        return
+    yield key, values
 
 
 def _said(value: Any) -> Child:
-    return "-" if value is NOTHING else tag("code", short(json.dumps(value, ensure_ascii=False), 120))
+    return "-" if value is NOTHING else tag("code", short(flow(value), 160))
 
 
 def environments(runs: Sequence[Run]) -> Html:
@@ -142,4 +153,4 @@ def environments(runs: Sequence[Run]) -> Html:
         (name, tag("code", short(str(run.environment.get("command", "-")))))
         for run, name in zip(runs, names(runs), strict=True)
     ]
-    return join(table(["", *names(runs)], rows, "Environments of the runs"), facts(commands))
+    return join(table(["", *_list(runs)], rows, "Environments of the runs"), facts(commands))

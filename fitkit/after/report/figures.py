@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import math
 import re
+import statistics
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,15 +21,15 @@ THEME = {INK: "--ink", MUTED: "--muted", LINE: "--line", TRAIN: "--train", VAL: 
 THEME |= {colour: f"--run-{number}" for number, colour in enumerate(RUNS, 1)}
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  # and dashes where there are more runs than colours
 SETTINGS = {
-    **{"svg.fonttype": "none", "svg.hashsalt": "fitkit", "text.parse_math": False, "font.size": 9.0},
+    **{"svg.fonttype": "none", "svg.hashsalt": "fitkit", "text.parse_math": False, "font.size": 8.8},
     **{"text.color": INK, "axes.labelcolor": MUTED, "axes.edgecolor": LINE, "axes.linewidth": 0.8},
     **{"xtick.color": MUTED, "ytick.color": MUTED, "xtick.major.size": 0, "ytick.major.size": 0},
     **{"xtick.minor.size": 0, "ytick.minor.size": 0, "axes.spines.top": False, "axes.spines.right": False},
     **{"axes.spines.left": False, "axes.grid": True, "axes.grid.axis": "y", "grid.color": LINE, "grid.linewidth": 0.8},
     **{"axes.axisbelow": True, "legend.frameon": False, "legend.borderpad": 0, "legend.handlelength": 1.6},
-    **{"legend.fontsize": 9.0, "figure.constrained_layout.use": True},
+    **{"legend.fontsize": 8.8, "figure.constrained_layout.use": True},
 }
-SIZE = (4.5, 2.7)  # inches of 72 units: text of 9 units stays readable where a phone shows 330 pixels
+SIZE = (4.2, 2.55)  # inches of 72 units: text of 8.8 units stays readable where a phone shows 330 pixels
 MOST_POINTS = 2000  # of a cloud
 SVG, LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
 REFERENCE = re.compile(r"url\(#([^)]+)\)")
@@ -60,7 +60,7 @@ def canvas(size: tuple[float, float] = SIZE) -> Iterator[tuple[Any, Any]]:
 
 
 def drawn(figure: Any, key: str, title: str, words: str) -> Html:
-    """Return a figure as an SVG element; `key` makes its ids unique in the page, `words` tell those who cannot see it."""
+    """Return a figure as an SVG element; `key` makes its ids unique in the page, `words` are its text alternative."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     root = ElementTree.fromstring(buffer.getvalue())
@@ -100,13 +100,15 @@ def _attributes(given: Mapping[str, str], key: str, used: set[str]) -> Iterator[
 
 
 def trend(values: Sequence[float]) -> tuple[list[float], int]:
-    """Return a centred moving average and over how many values it is taken; fewer at the two ends, one at the last."""
+    """Return a running median and over how many values it is taken; over fewer towards the two ends.
+
+    A median follows a steep fall that goes on, as in the first epochs, where a mean would lag behind it.
+    """
     half = max(1, len(values) // 20)
     smooth = []
     for i in range(len(values)):
         reach = min(half, i, len(values) - 1 - i)
-        window = values[i - reach : i + reach + 1]
-        smooth.append(math.fsum(window) / len(window))
+        smooth.append(statistics.median(values[i - reach : i + reach + 1]))
     return smooth, 2 * half + 1
 
 
@@ -167,7 +169,7 @@ def line(key: str, title: str, points: Sequence[tuple[int, float]], words: str) 
 
 def overlaid(key: str, title: str, lines: Sequence[tuple[str, Sequence[tuple[int, float]]]], words: str) -> Html:
     """Draw the same measure of several runs, (name, points) each."""
-    with canvas((4.5, 3.0)) as (figure, axes):
+    with canvas((4.2, 2.7)) as (figure, axes):
         for number, (_, points) in enumerate(lines):
             if points:
                 dashes = DASHES[number // len(RUNS) % len(DASHES)]
@@ -181,7 +183,7 @@ def overlaid(key: str, title: str, lines: Sequence[tuple[str, Sequence[tuple[int
 
 def cloud(key: str, targets: Sequence[float], predicted: Sequence[float], words: str) -> Html:
     """Draw predictions over targets, with the line on which both are equal."""
-    with canvas((4.5, 3.2)) as (figure, axes):
+    with canvas((4.2, 3.0)) as (figure, axes):
         ends = [min(*targets, *predicted), max(*targets, *predicted)]
         axes.plot(ends, ends, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
         axes.scatter(targets, predicted, s=12, color=VAL, alpha=0.55, linewidths=0)
@@ -192,11 +194,12 @@ def cloud(key: str, targets: Sequence[float], predicted: Sequence[float], words:
 
 def histogram(key: str, values: Sequence[float], words: str) -> Html:
     """Draw how often each prediction minus target occurs."""
-    with canvas((4.5, 3.2)) as (figure, axes):
+    with canvas((4.2, 3.0)) as (figure, axes):
         axes.hist(
             values, bins=min(40, max(5, round(2 * len(values) ** (1 / 3)))), color=VAL, edgecolor=PAPER, alpha=0.8
         )
         axes.axvline(0, color=INK, linewidth=1)
         axes.set_xlabel("prediction minus target")
         axes.set_ylabel("samples")
+        axes.yaxis.get_major_locator().set_params(integer=True)
         return drawn(figure, key, "Histogram of the residuals", words)

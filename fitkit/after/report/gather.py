@@ -123,7 +123,7 @@ def _unfinished(folder: Path) -> History:
         columns = [name for name in header if name != "epoch"]
         if len(columns) == len(header) or any(not name.isprintable() for name in header):
             raise ValueError("its first line does not name the columns of a history")
-        history = History(columns, {name: found for name in columns if (found := _direction(name))})
+        history = History(columns, {name: found for name in columns if (found := direction(name))})
         for row in rows:
             cells = dict(zip(header, row, strict=True))
             history.append({name: float(cells[name] or "nan") for name in columns})
@@ -132,7 +132,8 @@ def _unfinished(folder: Path) -> History:
     return history
 
 
-def _direction(column: str) -> Direction | None:
+def direction(column: str) -> Direction | None:
+    """Return which end of a measure is the good one, where it is known."""
     name = column.removeprefix("val_")
     if name == "loss":
         return "min"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -78,6 +79,16 @@ def short(value: str, most: int = WIDEST) -> str:
     """Return a text in one line, cut where it is long."""
     value = printable(value[: 2 * most]).replace("\n", "\\n")
     return value if len(value) <= most else f"{value[: most - 1]}…"
+
+
+def brief(value: float) -> str:
+    """Return a number in about four digits, "-" for one that is not there."""
+    size = abs(value)
+    if not math.isfinite(value):
+        return "-" if math.isnan(value) else str(value)
+    if size < 1:
+        return f"{value:.4f}" if size >= 1e-3 or size == 0 else f"{value:.3g}"
+    return f"{value:.4g}" if size < 1e4 else f"{value:,.0f}" if size < 1e7 else f"{value:.4g}"
 
 
 def table(header: Sequence[Child], rows: Iterable[Sequence[Child]], label: str, **attributes: str | None) -> Html:
