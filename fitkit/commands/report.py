@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from fitkit.commands.common import add_code, importing, run_codes, run_folder
 
@@ -22,7 +23,10 @@ def run(arguments: argparse.Namespace) -> int:
     run_codes(arguments)
     with importing():
         from fitkit.after.report import report
+        from fitkit.after.run_outcomes import say_looks
 
     path = report(folders, arguments.out, split=arguments.split, root=arguments.root)
     print(f"wrote {path} ({path.stat().st_size / 1000:,.0f} kB): open it in a browser")
+    for folder in folders if arguments.split == "test" else ():
+        print(say_looks(folder), file=sys.stderr)
     return 0

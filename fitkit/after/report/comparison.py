@@ -11,6 +11,7 @@ from fitkit.after.report.page import Child, Html, brief, facts, figure, join, no
 from fitkit.after.report.sections import main_measure, measure, part_name, seconds, span, thinned
 from fitkit.after.words import flow
 from fitkit.changes import NOTHING
+from fitkit.evaluation.intervals import Estimate
 
 NAME = 40  # letters of a run's name
 MOST_ROWS = 200  # differences that are listed
@@ -70,9 +71,9 @@ def results(runs: Sequence[Run]) -> Html:
         end = direction(column)
         best = None if not values or end is None else min(values) if end == "min" else max(values)
         cells = [
-            "-" if e is None else [tag("b" if e.value == best else "span", brief(e.value)), tag("small", span(e.low, e.high))]
+            "-" if e is None else [tag("b" if e.value == best else "span", brief(e.value)), _under(e)]
             for e in estimates
-        ]  # fmt: skip
+        ]
         rows.append([measure(column), *cells])
     rows.append(["best epoch", *(f"{run.best_epoch or '-'} of {len(run.history)}" for run in runs)])
     rows.append(["time", *(seconds(run.history.seconds) if run.history.seconds else "-" for run in runs)])
@@ -83,6 +84,10 @@ def results(runs: Sequence[Run]) -> Html:
         if run.missing
     ]
     return join(paragraph(_same_rows(runs)), table(["", *_list(runs)], rows, "Measures of each run"), missing)
+
+
+def _under(found: Estimate) -> Html:
+    return tag("small", span(found.low, found.high))
 
 
 def _same_rows(runs: Sequence[Run]) -> str:
@@ -98,14 +103,13 @@ def curves(runs: Sequence[Run]) -> Html:
     """Return the curves of all runs, a figure a measure."""
     found: list[Html] = []
     measures = list(dict.fromkeys(name for run in runs for name in run.measures))
-    for place, name in enumerate(column for measure in measures for column in (f"val_{measure}", measure)):
+    for place, name in enumerate(column for base in measures for column in (f"val_{base}", base)):
         lines = [(said, thinned(run.points(name), run.best_epoch)) for run, said in zip(runs, names(runs), strict=True)]
         if any(points for _, points in lines):
             ends = [f"{said} {brief(points[-1][1])}" for said, points in lines if points]
             words = f"In the last epoch: {', '.join(ends)}."
-            found.append(
-                figure(figures.overlaid(f"curve{place}", short(name, NAME), lines, words), short(name, NAME), words)
-            )
+            title = measure(name if name.startswith("val_") else f"training {name}")
+            found.append(figure(figures.overlaid(f"curve{place}", title, lines, words), title, words))
     legend = tag("p", _list(runs), class_="legend")
     return join(legend, tag("div", found, class_="grid")) if found else note("No epoch has ended yet.")
 
@@ -133,8 +137,8 @@ def _differing(values: Sequence[Any], key: str) -> Iterator[tuple[str, Sequence[
                 yield from _differing(below, f"{key}.{name}" if key else str(name))
             return
     if all(isinstance(value, list) for value in values) and len({len(value) for value in values}) == 1:
-        for place, below in enumerate(zip(*values, strict=True)):
-            yield from _differing(below, f"{key}[{place}]")
+        for place, pieces in enumerate(zip(*values, strict=True)):
+            yield from _differing(pieces, f"{key}[{place}]")
         return
     yield key, values
 

@@ -11,7 +11,9 @@ from typing import Any
 
 from fitkit import files, run_folder
 from fitkit.after.run_outcomes import looks, read_outcomes
+from fitkit.builder.card import check_card
 from fitkit.builder.tables import TABLES
+from fitkit.engine import weights
 from fitkit.errors import CheckpointError, FitkitError, SpecError
 from fitkit.evaluation.evaluation import Evaluation, evaluate
 from fitkit.evaluation.outcomes import Outcomes
@@ -111,6 +113,10 @@ def _evaluate(folder: Path, part: str | None, root: Path | None) -> tuple[Outcom
     except FitkitError as error:
         if part is not None:
             raise
+        path = folder / run_folder.WEIGHTS
+        if path.exists():  # damaged ones are no question of what else is at hand
+            _, transform, card = weights.load(path, links=False)
+            check_card(card, transform, path)
         return None, None, str(error).split("\n")[0]
 
 

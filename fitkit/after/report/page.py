@@ -86,7 +86,7 @@ def brief(value: float) -> str:
     size = abs(value)
     if not math.isfinite(value):
         return "-" if math.isnan(value) else str(value)
-    if size < 1:
+    if size < 10:
         return f"{value:.4f}" if size >= 1e-3 or size == 0 else f"{value:.3g}"
     return f"{value:.4g}" if size < 1e4 else f"{value:,.0f}" if size < 1e7 else f"{value:.4g}"
 

@@ -51,6 +51,7 @@ def part_name(part: str) -> str:
 
 def measure(name: str) -> str:
     """Return the name of a column or metric as words."""
+    name = f"validation {name.removeprefix('val_')}" if name.startswith("val_") else name
     return short(name.replace("_", " "), 40)
 
 
@@ -67,8 +68,9 @@ def headline(run: Run) -> str:
     where = f"epoch {best} of {epochs}" if best else f"{epochs} epochs"
     if run.evaluation is None:
         column = next((name for name in ("val_accuracy", "val_loss", "loss") if name in run.history), "loss")
-        row = (best or epochs) - 1
-        return f"{column} is {brief(run.history.history[column][row])} at {where}."
+        epoch = best or epochs
+        value = brief(run.history.history[column][epoch - 1])
+        return f"{measure(column).capitalize()} is {value} in epoch {epoch} of {epochs}."
     name = main_measure(run.evaluation)
     found = run.evaluation.estimates[name]
     return (
