@@ -7,6 +7,7 @@ import copy
 from fitkit.data import Data
 from fitkit.parts.augmentations import augmentations
 from fitkit.parts.callbacks import callbacks
+from fitkit.parts.folds import folds
 from fitkit.parts.layers import layers
 from fitkit.parts.losses import losses
 from fitkit.parts.metrics import metrics
@@ -28,7 +29,7 @@ def _copy(table: Table) -> Table:
     return copy.copy(table)
 
 
-sources, schedules, callbacks = _copy(sources), _copy(schedules), _copy(callbacks)
+sources, splits, schedules, callbacks = _copy(sources), _copy(splits), _copy(schedules), _copy(callbacks)
 
 
 @sources.register
@@ -38,6 +39,7 @@ def arrays() -> Data:
 
 
 callbacks.update(trackers)
+splits.update(folds)
 schedules[PLATEAU] = callbacks[PLATEAU]
 
 TABLES: dict[str, Table] = {

@@ -97,4 +97,7 @@ def run_folder(name: str) -> Path:
         near = nearest(name, runs)
         hint = f" Did you mean {show(near)}?" if near else f" Here are {listing(runs)}." if runs else ""
         raise SpecError(Fault(f"there is no such run folder.{hint}", place=Place(name)))
+    with importing():
+        from fitkit.run_folder import refuse_folds
+    refuse_folds(folder)
     return folder
