@@ -13,6 +13,7 @@ from fitkit.parts.losses import losses
 from fitkit.parts.metrics import metrics
 from fitkit.parts.models import models
 from fitkit.parts.optimizers import optimizers
+from fitkit.parts.rankings import rankings
 from fitkit.parts.schedules import schedules
 from fitkit.parts.sources import sources
 from fitkit.parts.splits import splits
@@ -29,7 +30,8 @@ def _copy(table: Table) -> Table:
     return copy.copy(table)
 
 
-sources, splits, schedules, callbacks = _copy(sources), _copy(splits), _copy(schedules), _copy(callbacks)
+sources, splits, schedules = _copy(sources), _copy(splits), _copy(schedules)
+callbacks, metrics = _copy(callbacks), _copy(metrics)
 
 
 @sources.register
@@ -40,6 +42,7 @@ def arrays() -> Data:
 
 callbacks.update(trackers)
 splits.update(folds)
+metrics.update(rankings)
 schedules[PLATEAU] = callbacks[PLATEAU]
 
 TABLES: dict[str, Table] = {
