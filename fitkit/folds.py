@@ -11,18 +11,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from fitkit import run_folder
+from fitkit import files, run_folder
 from fitkit.builder import assemble
 from fitkit.builder.folds import fold_specs
 from fitkit.builder.tables import TABLES
 from fitkit.cross_validation import CrossValidation
 from fitkit.engine import weights
+from fitkit.engine.batches import RowBatches
 from fitkit.errors import DataError, SpecError
 from fitkit.evaluation.outcomes import Outcomes, take_outcomes
 from fitkit.history import History
 from fitkit.parts.callback import Callback
+from fitkit.parts.folds import fold_counts
 from fitkit.session import check_call, locked
 from fitkit.session import run as run_session
 from fitkit.spec.spec import Spec, dump
@@ -60,8 +62,7 @@ def run(
     if folder is not None and not (resume and run_folder.may_hold_folds(folder)):
         run_folder.refuse_used(folder)
     if not resume:
-        for one in specs:
-            assemble(one, _copied(model), data, folder and run_folder.fold_folder(folder, 1))
+        check_folds(specs, model, data, folder)
     more = {"data": data, "resume": resume, "callbacks": callbacks, **session}
     fits = [functools.partial(_fit, one, folder, model, **more) for one in specs]
     if folder is None:
@@ -79,6 +80,17 @@ def run(
             if not finished:
                 _write(folder, found)
         return found, not finished
+
+
+def check_folds(specs: Sequence[Spec], model: nn.Module | None, data: Any, folder: Path | None) -> str:
+    """Build each fold once and return a table of their rows and classes; SpecError or DataError for what cannot run."""
+    parts: list[dict[str, Tensor]] = []
+    for number, one in enumerate(specs, 1):
+        _, prepared = assemble(one, _copied(model), data, folder and run_folder.fold_folder(folder, number))
+        parts.append({name: part.rows.cpu() for name, part in prepared.parts.items() if isinstance(part, RowBatches)})
+        whole = prepared.data
+    assert whole is not None
+    return fold_counts(whole, parts)
 
 
 def fit_in_turn(fits: Sequence[Callable[[], Fitted]]) -> list[Fitted]:
@@ -175,7 +187,7 @@ def _summarize(folder: Path, status: str, folds: int, **more: Any) -> None:
 def _summarized(folder: Path, folds: int) -> Iterator[None]:
     """Have the summary say how a cross-validation stands that is not finished; a refused call leaves it as it was."""
     path = folder / run_folder.SUMMARY
-    before = path.read_text("utf-8") if path.exists() else None
+    before = files.read_bytes(path, most=files.MOST_JSON_BYTES, links=False).decode() if path.exists() else None
     _summarize(folder, "running", folds)
     try:
         yield

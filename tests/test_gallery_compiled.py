@@ -29,6 +29,7 @@ EPOCHS = 3
 # steps of full size, three a call where they are small, the first of them eager, and a ragged end.
 SMALLER = {
     "breast_cancer": {"fit.batch_size": 53},
+    "breast_cancer_kfold": {"fit.batch_size": 70},
     "char_gpt": {"model": {"gpt": {"width": 16, "depth": 1, "heads": 2, "dropout": 0.0}}, "data.text.length": 16},
     "csv_tabular": {"fit.batch_size": 31},
     "diabetes": {"fit.batch_size": 42},

@@ -5,11 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from torch import Tensor
-
-from fitkit.builder.data import Prepared
-from fitkit.engine.seeds import FOLD, SPLIT, derive
-from fitkit.errors import FitkitError
+from fitkit.engine.seeds import FOLD, derive
 from fitkit.spec.spec import Spec
 
 
@@ -36,11 +32,3 @@ def training_seed(spec: Spec) -> int:
     if spec.splits is None or "folds" not in spec.splits.entry.facts:
         return spec.seed
     return derive(spec.seed, FOLD, spec.splits.get("fold") or 1)
-
-
-def fold_rows(spec: Spec, prepared: Prepared) -> list[dict[str, Tensor]]:
-    """Return the rows of train, val and test of each fold of a spec, on the data that one of them was built on."""
-    if prepared.data is None:
-        raise FitkitError("the rows of folds are known of data in memory alone.")
-    seed = derive(spec.seed, SPLIT)
-    return [fold.splits.build(prepared.data, seed) for fold in fold_specs(spec) if fold.splits is not None]
