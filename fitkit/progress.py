@@ -57,6 +57,8 @@ class Lines(Callback):
         self.fold = None if splits is None else splits.get("fold")
         if not self.quiet and not self.begun:
             print(printable(str(trainer)), file=sys.stderr)
+            if trainer.tier.compiles:
+                print("compiling takes up to a minute the first time; the next run starts compiled", file=sys.stderr)
         self.begun = True
 
     def on_epoch_end(self, trainer: Any) -> None:
