@@ -20,7 +20,6 @@ from torch import nn
 
 import fitkit
 from fitkit import run_folder
-from fitkit.cli import main
 from fitkit.cross_validation import CrossValidation, student_t
 from fitkit.engine import weights
 from fitkit.engine.signals import Interrupted
@@ -329,70 +328,3 @@ def test_the_gallery_spec_comes_near_scikit_learn_on_the_same_folds():
     theirs = cross_val_score(peer, x, y, cv=PredefinedSplit(found.predictions["fold"]))
     assert len(theirs) == 5 and abs(found.mean["val_accuracy"] - theirs.mean()) < 0.01
     assert abs(found.mean["val_accuracy"] - 0.978) < 3 * 0.003  # what the header says
-
-
-# From the command line
-
-IRIS = "name: iris\ndata: iris\nsplits: {kfold: 3}\nmodel: mlp\nfit: {epochs: 2, device: cpu}\n"
-
-
-@pytest.fixture
-def spec(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "iris.yaml").write_text(IRIS)
-    return "iris.yaml"
-
-
-def test_fit_prints_folds_and_their_table(spec, capsys):
-    assert main(["fit", spec]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:4] for line in lines[:2]] == [["fold", "1", "epoch", "1/2"], ["fold", "1", "epoch", "2/2"]]
-    assert lines[-1] == "runs: runs/iris" and any(line.split()[:1] == ["mean"] for line in lines)
-    assert main(["fit", spec, "--out", "runs/iris", "--resume"]) == 0
-    assert "runs/iris: all 3 folds are finished; nothing was done." in capsys.readouterr().err
-    assert main(["evaluate", "runs/iris"]) == 2
-    message = "runs/iris: this is a cross-validation of 3 folds, each a run of its own: name one, such as"
-    assert capsys.readouterr().err.strip() == f"{message} runs/iris/fold-1."
-    assert main(["evaluate", "runs/iris/fold-2"]) == 0
-    with pytest.raises(SpecError, match="this is a cross-validation of 3 folds"):
-        fitkit.load("runs/iris")
-
-
-def test_fit_in_json_prints_one_object_an_epoch_and_the_result_last(spec, capsys):
-    assert main(["fit", spec, "--json"]) == 0
-    *epochs, result = map(json.loads, capsys.readouterr().out.splitlines())
-    assert [(row["fold"], row["epoch"]) for row in epochs] == [(f, e) for f in (1, 2, 3) for e in (1, 2)]
-    assert result == json.loads(Path("runs/iris/cross_validation.json").read_text())
-
-
-def test_check_prints_the_folds(spec, capsys):
-    assert main(["check", spec]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[-4].split() == ["fold", "train", "val", "val", "setosa", "val", "versicolor", "val", "virginica"]
-    assert [line.split()[:3] for line in lines[-3:]] == [[str(fold), "100", "50"] for fold in (1, 2, 3)]
-
-
-def test_plan_multiplies_by_the_folds(spec):
-    plan = fitkit.plan(spec)
-    assert plan.folds == 3 and plan.seconds >= 3 * plan.steps * plan.step_seconds
-    assert "in 3 folds at most" in str(plan) and fitkit.plan(spec, overrides=["splits.kfold.fold=1"]).folds == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["check", "splits.kfold=1"], "splits.kfold.k: expects a whole number, at least 2, not 1."),
-        (["fit", "splits.kfold=51"], 'splits.kfold: class "setosa" has only 50 rows, too few for 51 stratified folds'),
-        (["fit", "splits={kfold: {k: 999, stratified: false}}"], "150 rows are too few for 999 folds"),
-        (["fit", "splits={kfold: {groups: person}}"], 'the data has no column "person"'),
-        (["fit", "splits=time_series"], 'splits.time_series: fold 1 would train on class "setosa" alone'),
-        (["fit", "splits={TimeSeriesSplit: 5}"], 'Did you mean "time_series"?'),
-        (["fit", "splits={kfold: {n_splits: 5}}"], 'Did you mean "k"?'),
-        (["verify-resume"], "splits: this asks for 3 folds, and one run is proved: add splits.kfold.fold=1."),
-    ],
-)
-def test_a_mistake_is_told_with_exit_code_2(arguments, message, spec, capsys):
-    command, *overrides = arguments
-    assert main([command, spec, *overrides]) == 2
-    assert message in capsys.readouterr().err
-    assert not Path("runs").exists()

@@ -115,6 +115,17 @@ def test_stratified_groups_are_as_even_as_those_of_scikit_learn():
     assert numpy.mean(mine) <= 1.05 * numpy.mean(theirs)
 
 
+def test_repeats_deal_groups_anew_and_nearly_as_evenly():
+    labels, names = grouped(5, 200, 25)
+    data = table(labels, patient=names.tolist())
+    parts = dealt("kfold", data, count=12, k=4, repeats=3, groups="patient")
+    deals = [{tuple(part["val"].tolist()) for part in parts[start : start + 4]} for start in (0, 4, 8)]
+    assert deals[0] != deals[1] != deals[2] != deals[0]
+    for part in parts:
+        assert set(names[part["val"]]).isdisjoint(names[part["train"]]) and 35 <= len(part["val"]) <= 65
+    assert {tuple(part["val"].tolist()) for part in dealt("kfold", data, count=4, k=4, groups="patient")} == deals[0]
+
+
 @PROPERTY
 @given(count=st.integers(4, 120), k=st.integers(2, 8), gap=st.integers(0, 5))
 def test_time_series_cuts_where_scikit_learn_does(count, k, gap):

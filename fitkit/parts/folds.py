@@ -69,10 +69,15 @@ def kfold(
         order = rows[torch.randperm(len(rows), generator=generator)]
         rows, held["test"] = _hold_out(order, classes, members, test)
     _refuse_few(data, rows, k, classes, None if members is None else members[rows], groups)
-    dealt = []
-    for _ in range(repeats):
+    dealt: list[Tensor] = []
+    for repeat in range(repeats):
         order = rows[torch.randperm(len(rows), generator=generator)]
-        dealt += _dealt(order, k, classes, members)
+        if members is None:
+            by_class = order[classes[order].argsort(stable=True)]
+            dealt += [by_class[i::k] for i in range(k)]  # one to each in turn: no count differs by more than a row
+        else:
+            blur = torch.rand(int(members.max()) + 1, generator=generator) + 0.5 if repeat else None
+            dealt += _dealt_groups(order, [1.0] * k, classes, members, blur)
     if members is not None:
         _refuse_same(dealt, k, members)
     train = torch.cat([part for i, part in enumerate(dealt) if i // k == number // k and i != number])
@@ -203,29 +208,25 @@ def _hold_out(order: Tensor, classes: Tensor, members: Tensor | None, share: flo
     return torch.cat(pieces[0::2]), torch.cat(pieces[1::2])
 
 
-def _dealt(order: Tensor, k: int, classes: Tensor, members: Tensor | None) -> list[Tensor]:
-    """Deal rows out to k folds: class by class, one to each in turn, so that no count differs by more than one row."""
-    if members is not None:
-        return _dealt_groups(order, [1.0] * k, classes, members)
-    by_class = order[classes[order].argsort(stable=True)]
-    return [by_class[i::k] for i in range(k)]
-
-
-def _dealt_groups(order: Tensor, weights: Sequence[float], classes: Tensor, members: Tensor) -> list[Tensor]:
+def _dealt_groups(
+    order: Tensor, weights: Sequence[float], classes: Tensor, members: Tensor, blur: Tensor | None = None
+) -> list[Tensor]:
     """Deal whole groups out to as many bins as there are weights, with shares of each class in their proportion.
 
     Greedy: a group goes where the sum of squared shares of the classes, over the bins' weights, grows least, which for
     equal weights is where their variance does; the groups with the largest squared shares go first, those of one size
-    in the order of their first rows. The last groups fill the bins that have none yet.
+    in the order of their first rows. `blur` (G,) are factors of their sizes that change this order, so that a repeat
+    deals otherwise. The last groups fill the bins that have none yet.
     """
     group, number = members[order], int(members.max()) + 1
     counts = torch.zeros(number, int(classes.max()) + 1, dtype=torch.float64)  # (G, C)
     counts.index_put_((group, classes[order]), torch.ones(1, dtype=torch.float64), accumulate=True)
     shares = counts / counts.sum(0).clamp(min=1)
     own, sizes = shares.square().sum(1), counts.sum(1).tolist()
+    size = own if blur is None else own * blur
     first = torch.full((number,), len(order)).scatter_reduce(0, group, torch.arange(len(order)), "amin")
     present = [i for i in range(number) if sizes[i]]
-    ranking = sorted(present, key=lambda i: (-round(float(own[i]), DIGITS), int(first[i])))
+    ranking = sorted(present, key=lambda i: (-round(float(size[i]), DIGITS), int(first[i])))
     weight, bins = torch.tensor(weights, dtype=torch.float64), range(len(weights))
     held = torch.zeros(len(weights), shares.shape[1], dtype=torch.float64)
     rows = [0.0 for _ in bins]
