@@ -25,6 +25,9 @@ class CrossValidation:
     `std` and `interval` sum up. `predictions` are those of each fold's best weights for its val rows, as columns of
     equal length: row (in the data, from 0), fold, repeat, target, prediction, and for classes p_<class>; None where a
     sample has more than one target, as in text. `run` is the folder, if there is one.
+
+    The val rows chose the epochs whose values count, so that these are somewhat better than on new data; a split with
+    `test` keeps rows that chose nothing.
     """
 
     def __init__(

@@ -87,6 +87,8 @@ def check_folds(specs: Sequence[Spec], model: nn.Module | None, data: Any, folde
     parts: list[dict[str, Tensor]] = []
     for number, one in enumerate(specs, 1):
         _, prepared = assemble(one, _copied(model), data, folder and run_folder.fold_folder(folder, number))
+        if "val" not in prepared.parts and one.splits is not None:
+            raise one.splits.error(f"fold {number} has no val part.")
         parts.append({name: part.rows.cpu() for name, part in prepared.parts.items() if isinstance(part, RowBatches)})
         whole = prepared.data
     assert whole is not None

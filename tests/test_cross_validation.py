@@ -20,6 +20,7 @@ from torch import nn
 
 import fitkit
 from fitkit import run_folder
+from fitkit.builder.tables import TABLES
 from fitkit.cross_validation import CrossValidation, student_t
 from fitkit.engine import weights
 from fitkit.engine.signals import Interrupted
@@ -104,9 +105,10 @@ def test_every_fold_has_a_whole_run_folder_whose_resolved_spec_names_it(done):
     assert run_folder.fold_folders(folder) == [folder / f"fold-{fold}" for fold in range(1, 6)]
 
 
-def test_values_are_those_of_each_folds_best_epoch(done):
-    folder, found = done
+def test_values_are_those_of_each_folds_best_epoch():
+    found = fit(fit={"epochs": 8}, optimizer={"AdamW": 0.3})
     assert len(found) == 5 and found.columns == ("loss", "accuracy", "val_loss", "val_accuracy")
+    assert min(found.best_epochs) < 8
     for i, history in enumerate(found.histories):
         row = history.best("val_loss")
         assert found.best_epochs[i] == row["epoch"]
@@ -232,6 +234,9 @@ def test_a_signal_leaves_a_checkpoint_and_says_so(tmp_path):
         fitkit.fit(declared(), data=(X, Y), out=tmp_path / "run", callbacks=callbacks)
     assert json.loads((tmp_path / "run/summary.json").read_text()) == {"status": "interrupted", "folds": 5}
     assert run_folder.status(tmp_path / "run/fold-2") == "interrupted"
+    with pytest.raises(SpecError, match="this run was asked something else"):
+        fit(tmp_path / "run", {"kfold": 4}, resume=True)
+    assert run_folder.status(tmp_path / "run") == "interrupted"  # a call that is refused changes nothing
 
 
 def test_the_transform_of_a_fold_is_fitted_on_its_training_rows_alone():
@@ -314,6 +319,22 @@ def test_what_a_later_fold_cannot_do_is_said_before_the_first_is_trained(tmp_pat
     with pytest.raises(SpecError, match="leave a last batch of 1"):  # 48 training rows in fold 1, 49 in the others
         fitkit.fit(spec, model=model, data=(X, Y), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_split_of_the_users_own_may_ask_for_folds():
+    before = dict(TABLES["splits"])
+
+    def every(data, seed, *, of: int = 3, fold: int | None = None):
+        rows = torch.arange(len(data))
+        return {"train": rows[rows % of != fold - 1], "val": rows[rows % of == fold - 1]}
+
+    try:
+        fitkit.register.split(folds=("of",))(every)
+        found = fit(splits="every")
+    finally:
+        TABLES["splits"].clear()
+        TABLES["splits"].update(before)
+    assert len(found) == 3 and found.predictions["fold"][:4] == [1, 2, 3, 1]
 
 
 def test_a_model_object_is_fitted_once():
