@@ -18,6 +18,7 @@ from torch import nn
 from fitkit import run_folder
 from fitkit.builder import assemble
 from fitkit.builder.data import Prepared
+from fitkit.builder.look import warn
 from fitkit.changes import Change, changes, check_allowed
 from fitkit.engine import checkpoint
 from fitkit.engine.batches import RowBatches
@@ -63,7 +64,8 @@ def run(
     if out is None:
         if resume:
             raise SpecError("resume needs the run folder: give out=FOLDER.")
-        trainer, _ = assemble(spec, model, data, None, callbacks)
+        trainer, prepared = assemble(spec, model, data, None, callbacks)
+        warn(prepared)
         with on_signal(trainer.interrupt):
             return trainer.fit(), trainer
     folder = Path(out)
@@ -82,6 +84,7 @@ def run(
                 return run_folder.read_history(folder), None
             writer.resumed = True
             trainer.resume = _resume_from(folder, trainer, finished, changed)
+        writer.checked = warn(prepared)
         trainer.keeper = Checkpoints(folder, every_steps=every_steps, every_seconds=every_seconds)
         return _fit(trainer, writer), trainer
 

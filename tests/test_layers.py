@@ -13,6 +13,7 @@ LAYERS = [
     ["files"],
     ["history"],
     ["data", "spec"],
+    ["data_check"],
     ["engine", "parts"],
     ["trainer"],
     ["run_folder", "progress", "builder", "resume", "changes"],
