@@ -96,14 +96,15 @@ def _check(samples: Samples, thorough: bool, size: int) -> DataCheck:
     else:
         twins = find_twins(list(samples.parts.values()))
         findings += check_duplicates(samples, twins)
-        near, why = check_near(samples, twins, thorough)
+        ends = find_ends(samples.parts["train"])
+        near, why = check_near(samples, twins, ends, thorough)
         findings += near
         if why:
             not_checked["near duplicates"] = why
         if samples.tokens:
             not_checked["columns"] = "token ids are no columns"
         else:
-            findings += check_columns(samples, find_ends(samples.parts["train"]))
+            findings += check_columns(samples, ends)
     finding, why = check_giveaway(samples)
     findings += [finding] if finding is not None else []
     if why:

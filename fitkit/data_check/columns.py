@@ -31,6 +31,20 @@ class Ends:
     low: Tensor
     high: Tensor
 
+    @property
+    def padded(self) -> Tensor:
+        """Which columns have the smallest value that half of all columns share, (D,): empty words, dark pixels."""
+        lowest = self.low == self.low.min()
+        return lowest & (lowest.double().mean() >= 0.5)
+
+    @property
+    def one_scale(self) -> bool:
+        """Whether columns have one scale, as pixels have: most begin at one value and end near one value."""
+        varied = self.high[self.low < self.high]
+        top = self.high.max() - self.low.min()
+        alike = (varied - self.low.min() >= top / 4).double().mean() >= 0.5
+        return bool(self.padded.any() and alike)
+
 
 def raw_names(samples: Samples, shape: Sequence[int]) -> list[str]:
     """Return what messages call each number of a sample, in the order of the flattened sample."""
@@ -113,8 +127,7 @@ def _constant(samples: Samples, train: Part, ends: Ends, names: Sequence[str]) -
         return None
     told, chosen = _columns(constant.nonzero().flatten(), names, "column" if train.x.ndim == 2 else "place")
     # The dark border of an image, a word that no text has, a rare category: nothing is wrong with these.
-    padding = constant & (ends.low == ends.low.min()) & bool((ends.low == ends.low.min()).double().mean() >= 0.5)
-    harmless = padding if samples.features is None else ~_is_number(samples, len(names))
+    harmless = ends.padded if samples.features is None else ~_is_number(samples, len(names))
     usual = bool((harmless | ~constant).all()) or train.x.ndim > 2
     return Finding(
         name="constant columns",

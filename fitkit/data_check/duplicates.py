@@ -27,7 +27,6 @@ ENOUGH, FEW = 4.0, 5  # times as many as chance explains; standard deviations ab
 SAMPLED, MOST_COLUMNS = 1000, 256  # rows and columns from which chance is estimated
 DIFFERENT = 0.5  # values that differ by more than this share of their standard deviation contradict each other
 BY_CHANCE = "The columns are so few and coarse that chance makes rows the same: nothing has to be done."
-KEEP_APART = "{0} then looks better than it is: remove repeated rows before the split, or split by group."
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,9 @@ def _shared(parts: Sequence[Part], twins: Twins, one: int, other: int, chance: f
         name="duplicates",
         level="note" if by_chance else "warning",
         sentence=f"{number:,} of {size:,} rows of {name} are duplicates of rows of {base} ({several(pairs, number)})",
-        advice=BY_CHANCE if by_chance else KEEP_APART.format(name),
+        advice=BY_CHANCE
+        if by_chance
+        else f"{name} then looks better than it is: remove repeated rows before the split, or split by group.",
         rows={name: kept(rows), base: kept(twin)},
     )
 
@@ -206,7 +207,8 @@ def _conflict(samples: Samples, twins: Twins, chance: float) -> Finding | None:
 
 def _contradiction(samples: Samples, twins: Twins, group: int) -> str:
     """Name two rows of a group whose targets differ."""
-    parts, said = list(samples.parts.values()), []
+    parts = list(samples.parts.values())
+    said: list[str] = []
     for place in (twins.group == group).nonzero().flatten().tolist():
         part, position = parts[int(twins.part[place])], twins.position[place : place + 1]
         target = part.targets(position)[0]

@@ -1,12 +1,12 @@
 """Near duplicates: rows of a part that are all but the same as a row of train, such as a picture saved once more.
 
-Distances are Euclidean: columns of a table each over their standard deviation in train, everything else as it is. A
-row of a part is the near duplicate of its nearest row of train when both hold:
+Distances are Euclidean: columns of a table each over their standard deviation in train; pixels, and columns that have
+one scale as pixels have, as they are. A row of a part is the near duplicate of its nearest row of train when both hold:
 
 - the distance is at most 5 % of the median distance between two rows of train, and
 - chance would bring no row of the part so near: with r_k the distance of the k-th nearest row of train, and D the
   dimension in which the data lie, some k (r_1 / r_k)^D rows of train are expected within r_1. Times the rows of the
-  part that has to be under 0.05. D is 0.7 times the estimate H / median(log(r_20 / r_10)), H = 1/10 + … + 1/19, the
+  part that has to be under 0.001. D is 0.7 times the estimate H / median(log(r_20 / r_10)), H = 1/10 + … + 1/19, the
   mean of that logarithm for points of constant density in one dimension. k is 10, so that up to nine copies are found.
 
 So twins among the digits, whose neighbours at all ranks are about as far, are none. Pictures that are shifted, cropped
@@ -18,11 +18,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fitkit.data_check.columns import Ends
 from fitkit.data_check.duplicates import Twins
 from fitkit.data_check.finding import MOST_NAMED, Finding, Part, Samples, kept, several, spread_out
 
 NEAR = 0.05  # of the median distance
-RANK, CHANCE, CAUTION = 10, 0.05, 0.7
+RANK, CHANCE, CAUTION = 10, 0.001, 0.7
 HARMONIC = sum(1 / i for i in range(RANK, 2 * RANK))
 FEWEST_ROWS = 50  # of train
 MOST_PRODUCTS = {False: 10**8, True: 10**12}  # multiplications of a part with train, in a fit and on demand
@@ -32,7 +33,7 @@ TILE = 1 << 22  # distances at a time
 MOST_SUSPECTS, SAMPLED, PAIRS = 2000, 64, 500
 
 
-def check_near(samples: Samples, twins: Twins, thorough: bool) -> tuple[list[Finding], str]:
+def check_near(samples: Samples, twins: Twins, ends: Ends, thorough: bool) -> tuple[list[Finding], str]:
     """Find near duplicates of rows of train in the other parts, or say why there was no looking."""
     train, *others = samples.parts.values()
     if samples.tokens:
@@ -43,7 +44,7 @@ def check_near(samples: Samples, twins: Twins, thorough: bool) -> tuple[list[Fin
     products = sum(map(len, others)) * len(train) * width
     if products > MOST_PRODUCTS[thorough] or 4 * len(train) * width > MOST_BYTES:
         return [], f"{products:.1e} multiplications are more than {MOST_PRODUCTS[thorough]:.0e}"
-    space = _Space(samples, train, width)
+    space = _Space(train, width, per_column=train.x.ndim == 2 and not ends.one_scale)
     found = []
     for number, part in enumerate(others, start=1):
         exact = torch.zeros(len(part), dtype=torch.bool)
@@ -56,12 +57,12 @@ def check_near(samples: Samples, twins: Twins, thorough: bool) -> tuple[list[Fin
 class _Space:
     """Where distances are taken: each column over its deviation, and projected where there are many."""
 
-    def __init__(self, samples: Samples, train: Part, width: int) -> None:
+    def __init__(self, train: Part, width: int, per_column: bool) -> None:
         self.train = train
         sample = train.take(spread_out(torch.arange(len(train)), 4096)).flatten(1).float()
         self.mean = sample.mean(0)
         self.factor = torch.ones_like(self.mean)
-        if train.x.ndim == 2 and train.x.is_floating_point():
+        if per_column:
             deviation = sample.std(0, correction=0)
             self.factor = torch.where(deviation > 0, 1 / deviation.clamp(min=1e-30), 0.0)
         self.projection: Tensor | None = None
@@ -85,12 +86,12 @@ class _Space:
         if self.projection is None:
             return self.full(part, positions)
         step = max(1, TILE // len(self.mean))
-        return torch.cat([self.full(part, some) @ self.projection for some in positions.split(step)])
+        return torch.cat([self.full(part, some) @ self.projection for some in torch.split(positions, step)])
 
     def nearest(self, x: Tensor) -> Tensor:  # (m, width) -> (m,)
         """Return the distance of each row's nearest in train."""
         least = []
-        for some in x.split(max(1, TILE // len(self.rows))):
+        for some in torch.split(x, max(1, TILE // len(self.rows))):
             products = torch.addmm(self.squares, some, self.rows.t(), alpha=-2)
             least.append((products.amin(1) + some.square().sum(1)).clamp(min=0).sqrt())
         return torch.cat(least)
@@ -98,7 +99,7 @@ class _Space:
     def ranked(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (m, width) -> (m, 2 RANK), (m, 2 RANK)
         """Return the distances of the nearest rows in train in rising order, and their positions."""
         found = []
-        for some in x.split(max(1, TILE // len(self.rows))):
+        for some in torch.split(x, max(1, TILE // len(self.rows))):
             squares = torch.addmm(self.squares, some, self.rows.t(), alpha=-2) + some.square().sum(1, True)
             found.append(squares.topk(2 * RANK, dim=1, largest=False))
         squares = torch.cat([values for values, _ in found]).clamp(min=0)
