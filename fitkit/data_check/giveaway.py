@@ -9,6 +9,8 @@ breast_cancer's 30 columns hits 91 %, the best of iris's four 95 %. Where more t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
@@ -41,32 +43,43 @@ def check_giveaway(samples: Samples) -> tuple[Finding | None, str]:
         return None, f"a sample has {width:,} numbers"
     if width < 2:
         return None, ""
-    table, y, names = _look(samples, train, FIRST_LOOK)
-    columns = (_told(samples, table, y)[0] >= (FIRST_HITS if samples.target == "classes" else EASY)).nonzero().flatten()
-    if samples.target == "classes":
-        columns = torch.unique(torch.cat([columns, torch.tensor([*_indicators(table, y)], dtype=torch.int64)]))
+    classes = samples.target == "classes"
+    table, y, names = _look(samples, train, FIRST_LOOK if len(train) > 2 * FIRST_LOOK else SECOND_LOOK)
+    told, wrong = _told(samples, table, y)
+    indicators = _indicators(table, y) if classes else {}
+    likely = told >= (FIRST_HITS if classes else EASY)
+    likely[torch.tensor([*indicators], dtype=torch.int64)] = True
+    columns = likely.nonzero().flatten()
     if not len(columns):
         return None, ""
-    table, y, names = _look(samples, train, SECOND_LOOK)
-    table = table[:, columns]
-    told, wrong = _told(samples, table, y)
-    enough = HITS if samples.target == "classes" else IN_TIME if samples.in_time else CORRELATION
-    indicators = _indicators(table, y) if samples.target == "classes" else {}
-    found = {}
-    for i, column in enumerate(columns.tolist()):
-        if told[i] >= enough and wrong[i] <= WRONG * len(y):
-            found[column] = _words(samples, float(told[i]))
-        elif i in indicators:
-            found[column] = f"alone tells class {show(samples.class_name(indicators[i]))} from all others"
+    table, told, wrong = table[:, columns], told[columns], wrong[columns]
+    if len(y) < min(len(train), SECOND_LOOK):
+        table, y, names = _look(samples, train, SECOND_LOOK)
+        table = table[:, columns]
+        told, wrong = _told(samples, table, y)
+    found = _words(samples, told, wrong <= WRONG * len(y), _indicators(table, y) if indicators else {})
     two = ((table == table.amin(0)) | (table == table.amax(0))).all(0)  # all columns of a class told one-hot count once
     easy = told >= EASY
-    if samples.target == "values" and bool((exact := told >= 1 - 1e-9).any()):  # a copy stands out even there
-        found = {column: how for column, how in found.items() if exact[columns == column]}
-        easy = exact
+    if not classes and bool((exact := told >= 1 - 1e-9).any()):  # a copy stands out even where the task is easy
+        found, easy = {i: how for i, how in found.items() if exact[i]}, exact
     many = int((easy & ~two).sum()) + bool((easy & two).any())
     if not found or many > max(1, MOST_SHARE * len(names)):
         return None, ""
-    return _finding(samples, {names[column]: how for column, how in found.items()}), ""
+    return _finding(samples, {names[int(columns[i])]: how for i, how in found.items()}), ""
+
+
+def _words(samples: Samples, told: Tensor, right: Tensor, indicators: Mapping[int, int]) -> dict[int, str]:
+    """Return what is to be said of each column that tells the target."""
+    enough = HITS if samples.target == "classes" else IN_TIME if samples.in_time else CORRELATION
+    found = {}
+    for i, share in enumerate(told.tolist()):
+        if share >= enough and right[i]:
+            found[i] = f"has a rank correlation of {share:.4f} with the target"
+            if samples.target == "classes":
+                found[i] = f"alone tells the class of {share:.1%} of the rows"
+        elif i in indicators:
+            found[i] = f"alone tells class {show(samples.class_name(indicators[i]))} from all others"
+    return found
 
 
 def _look(samples: Samples, train: Part, most: int) -> tuple[Tensor, Tensor, list[str]]:
@@ -94,12 +107,6 @@ def _told(samples: Samples, table: Tensor, y: Tensor) -> tuple[Tensor, Tensor]: 
         return nearest_hits(table, y)
     best = torch.stack([rank_correlation(table, one).abs() for one in y.reshape(len(y), -1).unbind(1)]).amax(0)
     return best, torch.zeros_like(best)
-
-
-def _words(samples: Samples, told: float) -> str:
-    if samples.target == "classes":
-        return f"alone tells the class of {told:.1%} of the rows"
-    return f"has a rank correlation of {told:.4f} with the target"
 
 
 def nearest_hits(table: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:  # (n, F), (n,) -> (F,), (F,)
