@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from fitkit.builder.card import make_card
 from fitkit.builder.data import Prepared, prepare
 from fitkit.builder.look import warn
+from fitkit.builder.metrics import CLASSIFYING
 from fitkit.builder.objective import (
-    CLASSIFYING,
     Bound,
     Contract,
     check_values,

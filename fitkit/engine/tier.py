@@ -202,7 +202,9 @@ def _why_not_captured(small: bool, whole: bool, declared: bool, total: int | Non
 def _why_not(train: Batches, pays: float, whole: bool, alone: bool) -> str:
     """Return why compilation cannot pay, however long the run is; nothing where it may."""
     if not whole:
-        return "steps on this device, in this precision or with out_of_memory: halve are no graphs"
+        return (
+            "steps are no graphs on this device, in this precision, with out_of_memory: halve or a metric of all rows"
+        )
     if pays == math.inf or alone or not isinstance(train, ArrayBatches):
         return "a step is more than small calls, which compilation would save"
     return ""
