@@ -65,7 +65,7 @@ def run(
         if resume:
             raise SpecError("resume needs the run folder: give out=FOLDER.")
         trainer, prepared = assemble(spec, model, data, None, callbacks)
-        warn(prepared)
+        warn(prepared, stacklevel=4)
         with on_signal(trainer.interrupt):
             return trainer.fit(), trainer
     folder = Path(out)
@@ -84,7 +84,7 @@ def run(
                 return run_folder.read_history(folder), None
             writer.resumed = True
             trainer.resume = _resume_from(folder, trainer, finished, changed)
-        writer.checked = warn(prepared)
+        writer.checked = warn(prepared, stacklevel=4)
         trainer.keeper = Checkpoints(folder, every_steps=every_steps, every_seconds=every_seconds)
         return _fit(trainer, writer), trainer
 

@@ -22,14 +22,17 @@ def look(prepared: Prepared, thorough: bool = False) -> DataCheck:
     return DataCheck(sizes=sizes, not_checked=dict.fromkeys(KINDS, samples))
 
 
-def warn(prepared: Prepared) -> DataCheck | None:
-    """Check the data on the way into a fit and warn of what is found; None where `fit.check_data` is false."""
+def warn(prepared: Prepared, stacklevel: int = 3) -> DataCheck | None:
+    """Check the data on the way into a fit and warn of what is found; None where `fit.check_data` is false.
+
+    `stacklevel` is that of Python's warnings: 2 names the line that calls this function.
+    """
     if not prepared.spec.fit.check_data:
         return None
     checked = look(prepared)
     for finding in checked.warnings:
         off = f" {OFF}" if finding is checked.warnings[-1] else ""
-        warnings.warn(printable(f"data: {finding}{off}"), DataWarning, stacklevel=3)
+        warnings.warn(printable(f"data: {finding}{off}"), DataWarning, stacklevel=stacklevel)
     return checked
 
 

@@ -26,7 +26,7 @@ CHUNK = 1 << 22  # bytes of x that are gathered at a time
 ENOUGH, FEW = 4.0, 5  # times as many as chance explains; standard deviations above train's own share, and rows
 SAMPLED, MOST_COLUMNS = 1000, 256  # rows and columns from which chance is estimated
 DIFFERENT = 0.5  # values that differ by more than this share of their standard deviation contradict each other
-BY_CHANCE = "The columns are so few and coarse that chance makes rows the same: nothing has to be done."
+BY_CHANCE = "The columns are so few and coarse that chance can make rows the same; look at them if it should not."
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,14 @@ def _chance(samples: Samples, twins: Twins) -> float:
     columns = spread_out(torch.arange(table.shape[1]), MOST_COLUMNS)
     pairs, bits = len(table) * (len(table) - 1) / 2, 0.0
     for column in columns.tolist():
-        counts = torch.unique(table[:, column], return_counts=True)[1].double()
-        bits += math.log2((pairs + 1) / (float((counts * (counts - 1)).sum()) / 2 + 1))
+        bits += math.log2((pairs + 1) / (_equal_pairs(table[:, column]) + 1))
     return float(2 ** (-bits * table.shape[1] / len(columns) / 2))
+
+
+def _equal_pairs(numbers: Tensor) -> int:
+    """Count the pairs of equal numbers."""
+    counts = torch.unique(numbers, return_counts=True)[1]
+    return int((counts * (counts - 1)).sum()) // 2
 
 
 def _again(group: Tensor) -> Tensor:

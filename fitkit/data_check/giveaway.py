@@ -167,7 +167,7 @@ def _ranks(values: Tensor) -> Tensor:  # (F, n) -> (F, n)
 def _finding(samples: Samples, found: dict[str, str]) -> Finding:
     """Say which columns tell the target, and how well."""
     told = [f"column {name} of x {how}" for name, how in found.items()]
-    leave = "ignore: [COLUMN] leaves it out of a csv" if samples.features else "leave it out of x"
+    leave = f"leave it out, of a csv by ignore: [{', '.join(found)}]" if samples.features else "leave it out of x"
     return Finding(
         name="giveaway columns",
         level="warning",
