@@ -14,6 +14,7 @@ LAYERS = [
     ["history"],
     ["cross_validation"],
     ["data", "spec"],
+    ["data_check"],
     ["engine", "parts"],
     ["trainer"],
     ["run_folder", "progress", "builder", "resume", "changes"],
