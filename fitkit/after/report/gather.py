@@ -20,7 +20,6 @@ from fitkit.evaluation.outcomes import Outcomes
 from fitkit.history import Direction, History
 from fitkit.spec import reader
 
-DATA_CHECK = "data_check.json"
 TIMES = ("lr", "epoch_seconds")  # columns that measure no quality
 
 
@@ -102,7 +101,7 @@ def gather(folder: Path, part: str | None, root: Path | None) -> Run:
         evaluation=evaluation,
         missing=missing,
         looks=looks(folder),
-        data_check=files.read_json(folder / DATA_CHECK) if (folder / DATA_CHECK).exists() else None,
+        data_check=run_folder.read_data_check(folder),
     )
 
 
