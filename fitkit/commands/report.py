@@ -19,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run it and return the exit code."""
-    folders = [run_folder(name) for name in arguments.run_folders]
+    alone = len(arguments.run_folders) == 1
+    folders = [run_folder(name, folds=alone) for name in arguments.run_folders]
     run_codes(arguments)
     with importing():
         from fitkit.after.report import report

@@ -6,20 +6,20 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import fitkit
 from fitkit import files, run_folder
-from fitkit.after.report import classes, comparison, record, sections
+from fitkit.after.report import classes, comparison, folds, record, sections
 from fitkit.after.report.figures import require_matplotlib
+from fitkit.after.report.folds import gather_folds
 from fitkit.after.report.gather import Run, gather
 from fitkit.after.report.page import MARK, Html, Section, document, join, note, paragraph, short
 from fitkit.errors import CheckpointError, Fault, Place, SpecError
 
-T = TypeVar("T")
-
 REPORT, COMPARISON = "report.html", "comparison.html"
 MOST_RUNS = 24
+OF_ONE = ("training", "data", "time")  # what has no place in a report on all folds
 
 ONE: tuple[tuple[str, str, Callable[[Run], Html | None]], ...] = (
     ("training", "Training", sections.training),
@@ -38,6 +38,13 @@ SEVERAL: tuple[tuple[str, str, Callable[[Sequence[Run]], Html | None]], ...] = (
     ("curves", "Curves", comparison.curves),
     ("differences", "What differs", comparison.differences),
     ("runs", "Runs", comparison.environments),
+)
+
+
+FOLDS: tuple[tuple[str, str, Callable[[Run, Sequence[Run]], Html | None]], ...] = (
+    ("folds", "Folds", folds.values),
+    ("curves", "Curves", lambda _, each: comparison.curves(each)),
+    *((name, title, lambda whole, _, make=make: make(whole)) for name, title, make in ONE if name not in OF_ONE),
 )
 
 
@@ -66,20 +73,40 @@ def report(
     require_matplotlib()
     path = Path(out) if out is not None else folders[0] / REPORT if len(folders) == 1 else Path(COMPARISON)
     refuse_other(path)
-    found = [gather(folder, split, None if root is None else Path(root)) for folder in folders]
-    for run in found:
-        if run.missing:
-            warnings.warn(f"{run.folder}: the report has no evaluation: {run.missing}", stacklevel=2)
-    if len(found) == 1:
-        [run] = found
-        parts = [_section(name, title, make, run) for name, title, make in ONE]
-        title, header = f"{short(run.name, 80)}: report", sections.header(run)
+    start = None if root is None else Path(root)
+    if len(folders) == 1 and run_folder.fold_folders(folders[0]):
+        title, header, parts = _of_folds(folders[0], split, start)
     else:
-        parts = [_section(name, title, make, found) for name, title, make in SEVERAL]
-        title, header = "Comparison of runs", comparison.header(found)
+        title, header, parts = _of_runs(folders, split, start)
     page = document(title, header, [part for part in parts if part is not None], _footer())
     run_folder.write_text(path, page)
     return path
+
+
+def _of_runs(folders: Sequence[Path], split: str | None, root: Path | None) -> tuple[str, Html, list[Section | None]]:
+    for folder in folders:
+        run_folder.refuse_folds(folder)
+    found = [gather(folder, split, root) for folder in folders]
+    for run in found:
+        _warn(run)
+    if len(found) > 1:
+        parts = [_section(name, title, make, found) for name, title, make in SEVERAL]
+        return "Comparison of runs", comparison.header(found), parts
+    [run] = found
+    parts = [_section(name, title, make, run) for name, title, make in ONE]
+    return f"{short(run.name, 80)}: report", sections.header(run), parts
+
+
+def _of_folds(folder: Path, split: str | None, root: Path | None) -> tuple[str, Html, list[Section | None]]:
+    whole, each = gather_folds(folder, split, root)
+    _warn(whole)
+    parts = [_section(name, title, make, whole, each) for name, title, make in FOLDS]
+    return f"{short(whole.name, 80)}: cross-validation", folds.header(whole, each), parts
+
+
+def _warn(run: Run) -> None:
+    if run.missing:
+        warnings.warn(f"{run.folder}: the report has no evaluation: {run.missing}", stacklevel=4)
 
 
 def refuse_other(path: Path) -> None:
@@ -101,10 +128,10 @@ def refuse_other(path: Path) -> None:
         raise SpecError(Fault(message, place=place))
 
 
-def _section(name: str, title: str, make: Callable[[T], Html | None], given: T) -> Section | None:
+def _section(name: str, title: str, make: Callable[..., Html | None], *given: Any) -> Section | None:
     """Make a section; one that fails says so and leaves the page as it is."""
     try:
-        body = make(given)
+        body = make(*given)
     except Exception as error:  # damaged files may hold anything, and the other sections stand
         reason = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
         body = paragraph("This part could not be made: ", short(reason, 600), class_="callout")

@@ -45,12 +45,13 @@ def header(runs: Sequence[Run]) -> Html:
         "header",
         tag("p", "fitkit comparison", class_="kicker"),
         tag("h1", f"{len(runs)} runs"),
-        tag("p", _list(runs), class_="byline"),
+        tag("p", listed(runs), class_="byline"),
         tag("p", verdict, class_="verdict"),
     )
 
 
-def _list(runs: Sequence[Run]) -> list[Html]:
+def listed(runs: Sequence[Run]) -> list[Html]:
+    """Return the names of runs, each with its sign."""
     return [tag("span", key(place), name) for place, name in enumerate(names(runs))]
 
 
@@ -83,7 +84,7 @@ def results(runs: Sequence[Run]) -> Html:
         for run, name in zip(runs, names(runs), strict=True)
         if run.missing
     ]
-    return join(paragraph(_same_rows(runs)), table(["", *_list(runs)], rows, "Measures of each run"), missing)
+    return join(paragraph(_same_rows(runs)), table(["", *listed(runs)], rows, "Measures of each run"), missing)
 
 
 def _under(found: Estimate) -> Html:
@@ -110,7 +111,7 @@ def curves(runs: Sequence[Run]) -> Html:
             words = f"In the last epoch: {', '.join(ends)}."
             title = measure(name if name.startswith("val_") else f"training {name}")
             found.append(figure(figures.overlaid(f"curve{place}", title, lines, words), title, words))
-    legend = tag("p", _list(runs), class_="legend")
+    legend = tag("p", listed(runs), class_="legend")
     return join(legend, tag("div", found, class_="grid")) if found else note("No epoch has ended yet.")
 
 
@@ -121,7 +122,7 @@ def differences(runs: Sequence[Run]) -> Html:
         return paragraph("The resolved specs are equal but for their names.")
     rows = [[short(dotted, 80), *map(_said, values)] for dotted, values in found[:MOST_ROWS]]
     more = note(f"… and {len(found) - MOST_ROWS:,} more.") if len(found) > MOST_ROWS else None
-    head = ["key of the resolved spec", *_list(runs)]
+    head = ["key of the resolved spec", *listed(runs)]
     return join(table(head, rows, "Differences of the specs", class_="specs"), more)
 
 
@@ -157,4 +158,4 @@ def environments(runs: Sequence[Run]) -> Html:
         (name, tag("code", short(str(run.environment.get("command", "-")))))
         for run, name in zip(runs, names(runs), strict=True)
     ]
-    return join(table(["", *_list(runs)], rows, "Environments of the runs"), facts(commands))
+    return join(table(["", *listed(runs)], rows, "Environments of the runs"), facts(commands))

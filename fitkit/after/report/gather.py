@@ -15,7 +15,8 @@ from fitkit.builder.card import check_card
 from fitkit.builder.tables import TABLES
 from fitkit.engine import weights
 from fitkit.errors import CheckpointError, FitkitError, SpecError
-from fitkit.evaluation.evaluation import Evaluation, evaluate
+from fitkit.evaluation.evaluation import Evaluation
+from fitkit.evaluation.evaluation import evaluate as measured
 from fitkit.evaluation.outcomes import Outcomes
 from fitkit.history import Direction, History
 from fitkit.spec import reader
@@ -66,8 +67,8 @@ class Run:
         return [(e, v) for e, v in zip(self.history.epoch, values, strict=False) if math.isfinite(v)]
 
 
-def gather(folder: Path, part: str | None, root: Path | None) -> Run:
-    """Read a run folder and evaluate its model on a part, "val" unless one is named.
+def gather(folder: Path, part: str | None, root: Path | None, *, evaluate: bool = True) -> Run:
+    """Read a run folder and `evaluate` its model on a part, "val" unless one is named.
 
     A named part that cannot be had raises what `read_outcomes` raises; else the reason is kept as `missing`. Raises
     CheckpointError for a folder that holds no run or a damaged one.
@@ -85,7 +86,7 @@ def gather(folder: Path, part: str | None, root: Path | None) -> Run:
     status = run_folder.status(folder)
     summary = files.read_json(folder / run_folder.SUMMARY) if (folder / run_folder.SUMMARY).exists() else {}
     history = _unfinished(folder) if status == "running" else run_folder.read_history(folder)
-    outcomes, evaluation, missing = _evaluate(folder, part, root)
+    outcomes, evaluation, missing = evaluated(folder, part, root) if evaluate else (None, None, "")
     return Run(
         folder=folder,
         name=str(spec.get("name", folder.name)),
@@ -105,10 +106,11 @@ def gather(folder: Path, part: str | None, root: Path | None) -> Run:
     )
 
 
-def _evaluate(folder: Path, part: str | None, root: Path | None) -> tuple[Outcomes | None, Evaluation | None, str]:
+def evaluated(folder: Path, part: str | None, root: Path | None) -> tuple[Outcomes | None, Evaluation | None, str]:
+    """Return what a run's model gives for a part, and its evaluation, or why they cannot be had."""
     try:
         outcomes = read_outcomes(folder, part or "val", root, command=f"report --split {part or 'val'}")
-        return outcomes, evaluate(outcomes), ""
+        return outcomes, measured(outcomes), ""
     except FitkitError as error:
         if part is not None:
             raise
