@@ -63,7 +63,9 @@ def hostile(tmp_path_factory):
         lines.append(f'{row % 5},{row % 7}.{row % 3},"{quoted}"')
     (folder / "data.csv").write_text("\n".join(lines), encoding="utf-8")
     spec = {"data": {"csv": {"path": "data.csv", "target": "kind"}}, "model": {"mlp": {"hidden": [4]}}}
-    (folder / "spec.yaml").write_text(json.dumps(spec | {"fit": {"epochs": 2, "compile": False}}), encoding="utf-8")
+    (folder / "spec.yaml").write_text(
+        json.dumps(spec | {"fit": {"epochs": 2, "compile": False, "check_data": False}}), encoding="utf-8"
+    )
     fitkit.fit(folder / "spec.yaml", out=folder / "run")
     return folder
 
@@ -153,7 +155,7 @@ def test_a_thousand_classes_fit_on_a_page(tmp_path, monkeypatch):
     x = torch.randn(2000, 4, generator=torch.Generator().manual_seed(0))
     numpy.savez(tmp_path / "many.npz", x=x.numpy(), y=y.numpy())
     spec = {"data": {"npz": str(tmp_path / "many.npz")}, "model": {"mlp": {"hidden": [4]}}}
-    spec["fit"] = {"epochs": 1, "compile": False, "batch_size": 512}
+    spec["fit"] = {"epochs": 1, "compile": False, "batch_size": 512, "check_data": False}
     fitkit.fit(spec, out=tmp_path / "run", overrides={"splits": {"random": {"val": 0.1}}})
     path = fitkit.report(tmp_path / "run", root=tmp_path)
     page = Page(path.read_text("utf-8"))

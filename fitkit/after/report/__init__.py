@@ -100,8 +100,9 @@ def _of_runs(folders: Sequence[Path], split: str | None, root: Path | None) -> t
 def _of_folds(folder: Path, split: str | None, root: Path | None) -> tuple[str, Html, list[Section | None]]:
     whole, each = gather_folds(folder, split, root)
     _warn(whole)
+    header = folds.header(whole, each)
     parts = [_section(name, title, make, whole, each) for name, title, make in FOLDS]
-    return f"{short(whole.name, 80)}: cross-validation", folds.header(whole, each), parts
+    return f"{short(whole.name, 80)}: cross-validation", header, parts
 
 
 def _warn(run: Run) -> None:
