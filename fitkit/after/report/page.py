@@ -114,9 +114,9 @@ def figure(drawing: Html, title: str, caption: Child = None) -> Html:
     return tag("figure", tag("figcaption", tag("strong", title), words), drawing)
 
 
-def code(value: str) -> Html:
+def code(value: str, class_: str | None = None) -> Html:
     """Return lines of code as they are, in a box of their own."""
-    return tag("pre", tag("code", value), tabindex="0")
+    return tag("pre", tag("code", value), tabindex="0", class_=class_)
 
 
 def document(title: str, header: Html, sections: Sequence[Section], footer: Html) -> str:

@@ -107,7 +107,7 @@ def reproduce(run: Run) -> Html:
         for key, value in known.items()
         if key.startswith("data_")
     ]
-    made = code(short(str(known.get("command", "its command was not noted")), 2000))
+    made = code(short(str(known.get("command", "its command was not noted")), 2000), "command")
     say = paragraph("The same numbers need the same seed, data, versions, threads and precision:")
     of_data = (tag("h3", "Data (SHA-256)"), facts(sums)) if sums else None
     environment = facts((short(name, 60), short(value)) for name, value in shown)
