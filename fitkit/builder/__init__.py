@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from fitkit.builder.card import make_card
 from fitkit.builder.data import Prepared, prepare
+from fitkit.builder.metrics import CLASSIFYING
 from fitkit.builder.objective import (
-    CLASSIFYING,
     Bound,
     Contract,
     check_values,
