@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 from typing import Any
 
 from fitkit.errors import FitkitError
@@ -26,6 +23,10 @@ def blank(wide: float, tall: float) -> Any:
 
 def image(figure: Any, text: str) -> str:
     """Return a figure as HTML that holds all of it, with a text for who cannot see it."""
+    import base64
+    import html  # all entities of HTML, which only a notebook needs
+    import io
+
     file, dpi = io.BytesIO(), 72
     figure.savefig(file, format="png", dpi=dpi * SHARP, facecolor="white")
     encoded, width = base64.b64encode(file.getvalue()).decode("ascii"), round(figure.get_size_inches()[0] * dpi)

@@ -26,6 +26,7 @@ from fitkit.errors import CheckpointError, DataError, FitkitError, SpecError
 from fitkit.evaluation.evaluation import Evaluation, evaluate
 from fitkit.evaluation.outcomes import Outcomes, take_outcomes
 from fitkit.history import History
+from fitkit.live import Live
 from fitkit.parts.callback import Callback
 from fitkit.parts.transforms import Affine
 from fitkit.session import run
@@ -44,6 +45,7 @@ def fit(
     allow_change: Sequence[str] = (),
     overrides: Overrides = None,
     callbacks: Sequence[Callback] = (),
+    live: bool = False,
 ) -> History:
     """Run the experiment that a spec declares and return its history.
 
@@ -58,10 +60,12 @@ def fit(
         allow_change: dotted keys in which the resumed run may differ from what it was asked, such as "fit.epochs".
         overrides: dotted keys, as {"optimizer.AdamW.lr": 1e-2} or ["optimizer.AdamW.lr=1e-2"].
         callbacks: callbacks of your own, after the spec's.
+        live: show the curves while it runs, in a notebook; anywhere else a warning says that there is none.
 
     Raises SpecError, DataError before training, TrainingError when the loss is no longer finite.
     """
     loaded, allowed = load_spec(spec, overrides), allow_change
+    callbacks = (*callbacks, Live()) if live else callbacks
     return run(loaded, model=model, data=data, out=out, resume=resume, allow_change=allowed, callbacks=callbacks)[0]
 
 
@@ -90,9 +94,11 @@ class Model:
         allow_change: Sequence[str] = (),
         overrides: Overrides = None,
         callbacks: Sequence[Callback] = (),
+        live: bool = False,
     ) -> History:
         """Fit the module by a spec, whose `model:` it stands in for; see `fitkit.fit` for the arguments."""
         loaded = load_spec(spec, overrides)
+        callbacks = (*callbacks, Live()) if live else callbacks
         more: dict[str, Any] = {"out": out, "resume": resume, "allow_change": allow_change, "callbacks": callbacks}
         history, trainer = run(loaded, model=self.module, data=data, **more)
         if trainer is None:  # the run was finished before: its weights are in the folder

@@ -18,6 +18,8 @@ from fitkit.parts.callback import Callback
 class Bar(Callback):
     """A bar on standard error, redrawn ten times a second; nothing where that is not a terminal."""
 
+    only_shows = True
+
     def on_epoch_begin(self, trainer: Any) -> None:
         """Start the bar of this epoch."""
         self.bar: Any = None
@@ -41,6 +43,8 @@ class Bar(Callback):
 
 class Lines(Callback):
     """One line an epoch on standard output, or one JSON object; the plan first and the result last."""
+
+    only_shows = True
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json, self.quiet = as_json, quiet

@@ -15,7 +15,7 @@ LAYERS = [
     ["data", "spec"],
     ["engine", "parts"],
     ["trainer"],
-    ["run_folder", "progress", "builder", "resume", "changes"],
+    ["run_folder", "progress", "live", "builder", "resume", "changes"],
     ["session", "evaluation"],
     ["model", "register"],
     ["after"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import html
 import math
 import re
 import shlex
@@ -25,7 +26,7 @@ from fitkit.after.lr_rules import Reading, length, read
 from fitkit.builder import Overrides, SpecLike, begin, finish, load_spec
 from fitkit.engine.seeds import kept_random_state
 from fitkit.engine.step import Sums
-from fitkit.errors import SpecError, printable, show
+from fitkit.errors import FitkitError, SpecError, printable, show
 from fitkit.parts.callback import Callback
 from fitkit.spec import compose
 from fitkit.spec.component import Component
@@ -40,7 +41,7 @@ LOSS, SMOOTH, MARK = "#b5bac4", "#7a8599", "#c8501e"  # the colours of the curve
 ADAPTS_ITSELF = re.compile(r"prodigy|dadapt", re.IGNORECASE)  # names of optimizers that estimate their step size
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LRFind:
     """What a sweep of the learning rate found.
 
@@ -81,16 +82,18 @@ class LRFind:
             figure.savefig(path, dpi=150)
         return figure
 
+    def __repr__(self) -> str:
+        found = "no suggestion" if self.suggestion is None else f"suggested lr {self.suggestion:.1e}"
+        return f"LRFind({self.name}: {found}, {len(self.lr)} steps)"
+
     def __str__(self) -> str:
         return "\n".join(printable(line) for line in _lines(self))
 
     def _repr_html_(self) -> str:
-        import html
-
         text = f"<pre>{html.escape(str(self))}</pre>"
         try:
             return figures.image(self.plot(), f"training loss over the learning rate of {self.name}") + text
-        except SpecError:
+        except FitkitError:
             return text
 
 
