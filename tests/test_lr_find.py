@@ -5,6 +5,7 @@ import json
 import math
 import random
 import shlex
+import sys
 from pathlib import Path
 
 import numpy
@@ -247,7 +248,16 @@ def test_it_prints_curve_suggestion_rule_and_patch(found):
 def test_a_notebook_shows_the_curve_and_the_text(found):
     shown = found._repr_html_()
     assert shown.count("<img ") == 1 and 'src="data:image/png;base64,' in shown and "&lt;" not in shown
-    assert "suggested lr" in shown and 'alt="training loss over the learning rate of iris"' in shown
+    assert (
+        "suggested lr" in shown and "▇" not in shown and 'alt="training loss over the learning rate of iris"' in shown
+    )
+
+
+def test_without_matplotlib_a_notebook_shows_the_text_alone(found, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    shown = found._repr_html_()
+    assert shown.startswith("<pre>iris: lr from") and "▇" in shown
+    assert repr(found) == f"LRFind(iris: suggested lr {found.suggestion:.1e}, {len(found.lr)} steps)"
 
 
 def test_the_plot_holds_the_losses_and_marks_each_rule(found, tmp_path):

@@ -12,6 +12,7 @@ import html
 import math
 import re
 import shlex
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from fitkit import figures
 from fitkit.after.lr_rules import Reading, length, read
@@ -87,14 +89,15 @@ class LRFind:
         return f"LRFind({self.name}: {found}, {len(self.lr)} steps)"
 
     def __str__(self) -> str:
-        return "\n".join(printable(line) for line in _lines(self))
+        return printable("\n".join(_lines(self)))
 
     def _repr_html_(self) -> str:
-        text = f"<pre>{html.escape(str(self))}</pre>"
         try:
-            return figures.image(self.plot(), f"training loss over the learning rate of {self.name}") + text
+            curve = figures.image(self.plot(), f"training loss over the learning rate of {self.name}")
         except FitkitError:
-            return text
+            curve = ""
+        lines = "\n".join(_lines(self, curve=not curve))
+        return f"{curve}<pre>{html.escape(printable(lines))}</pre>"
 
 
 def lr_find(
@@ -199,6 +202,7 @@ class _Sweep(Callback):
         self.lr: list[float] = []
         self.loss: list[float] = []
         self.attempts = 0
+        self.bar: Any = None
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
@@ -207,13 +211,19 @@ class _Sweep(Callback):
     def run(self, trainer: Trainer) -> None:
         """Run the sweep; a fit that TrainingError ends raises it."""
         base = trainer.optimizer.param_groups[0]["initial_lr"]
-        with contextlib.suppress(_Enough):
+        terminal = sys.stderr.isatty()
+        with (
+            contextlib.suppress(_Enough),
+            tqdm(total=self.steps, desc="lr-find", leave=False, disable=not terminal) as bar,
+        ):
+            self.bar = bar
             dataclasses.replace(trainer, callbacks=(self,), schedule=lambda step: self.rate(step) / base).fit()
 
     def on_step_end(self, trainer: Any) -> None:
         """Note the loss of the step, unless fp16 skipped it; end the fit with the last one."""
         loss, trainer.sums = trainer.sums.mean_loss(), Sums(trainer.objective.metrics, trainer.device)
         self.attempts += 1
+        self.bar.update()
         if trainer.step > len(self.lr) or not math.isfinite(loss):
             self.lr.append(self.rate(len(self.lr)))
             self.loss.append(loss)
@@ -295,10 +305,10 @@ def _notes(spec: Spec, optimizer: Component, reading: Reading) -> tuple[str, ...
     return tuple(notes)
 
 
-def _lines(found: LRFind) -> Iterator[str]:
+def _lines(found: LRFind, curve: bool = True) -> Iterator[str]:
     done = f"{len(found.lr)} of {found.steps} steps" if found.ended else f"{found.steps} steps"
     yield f"{found.name}: lr from {found.lr[0]:.1e} to {found.lr[-1]:.1e} in {done}{found.ended and ': '}{found.ended}"
-    if len(found.smoothed) >= 2:
+    if curve and len(found.smoothed) >= 2:
         yield from _curve(found)
     if found.suggestion is None:
         yield f"no suggestion: {found.rule}"

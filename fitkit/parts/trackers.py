@@ -84,21 +84,22 @@ class TensorBoard(Tracker):
 class MLflow(Tracker):
     """Write the run to an MLflow store: parameters, every column once an epoch, best epoch, files.
 
-    The store is SQLite, `mlflow.db`, with its artifacts beside it, in `log_dir` in the run folder; with `shared` it is
-    a folder of that name beside the run folder, which all runs there share. To look at it, install `mlflow` and run
-    `mlflow ui --backend-store-uri sqlite:///runs/NAME/mlflow/mlflow.db`. The experiment is named as the spec unless
-    `experiment` says otherwise. A resumed fit goes on with the same MLflow run, and sends no epoch a second time.
+    The store is the folder `mlflow` in the run folder: `mlflow.db`, which is SQLite, and the artifacts. With `shared`
+    it is the folder `mlflow` beside the run folder, one store for all runs there. To look at it, install `mlflow` and
+    run `mlflow ui --backend-store-uri sqlite:///runs/NAME/mlflow/mlflow.db`. The experiment is named as the spec
+    unless `experiment` says otherwise. A resumed fit goes on with the same MLflow run, and sends no epoch twice.
 
-    `tracking_uri` is another store, perhaps on a server: for Python only, as `callbacks=[MLflow("http://…")]`.
+    `tracking_uri` is another store, perhaps on a server: for Python only, as `callbacks=[MLflow("http://…")]` with
+    `from fitkit.parts.trackers import MLflow`.
     """
 
+    writes_files = True
     remembers = ("run_id",)
 
     def __init__(
         self,
         tracking_uri: str | None = None,
         *,
-        log_dir: WritePath = "mlflow",
         shared: bool = False,
         experiment: str | None = None,
         tags: dict[str, str] | None = None,
@@ -111,8 +112,7 @@ class MLflow(Tracker):
                 from mlflow import MlflowClient, entities
             except ImportError:
                 raise SpecError('MLflow needs an extra: pip install "fitkit[mlflow]".') from None
-        self.tracking_uri, self.log_dir, self.shared = tracking_uri, log_dir, shared
-        self.experiment, self.tags = experiment, tags
+        self.tracking_uri, self.shared, self.experiment, self.tags = tracking_uri, shared, experiment, tags
         self.writes_files = tracking_uri is None
         self.open: Any = MlflowClient
         self.entities: Any = entities
@@ -132,7 +132,7 @@ class MLflow(Tracker):
         uri = self.tracking_uri
         if uri is None:
             folder = run_folder(trainer, self).resolve()
-            folder = (folder.parent if self.shared else folder) / self.log_dir
+            folder = (folder.parent if self.shared else folder) / "mlflow"
             if any(mark in str(folder) for mark in "?#%"):
                 raise ValueError(f"MLflow cannot name a store in {folder}: its path holds one of ? # %")
             folder.mkdir(parents=True, exist_ok=True)
@@ -205,7 +205,8 @@ class WandB(Tracker):
     The files lie in the folder `wandb` in the run folder; `wandb sync` sends them to your account. A resumed fit
     goes on under the same run id, and sends no epoch a second time.
 
-    `mode` "online" sends each epoch at once: for Python only, as `callbacks=[WandB("online")]`.
+    `mode` "online" sends each epoch at once: for Python only, as `callbacks=[WandB("online")]` with
+    `from fitkit.parts.trackers import WandB`.
     """
 
     remembers = ("run_id",)
