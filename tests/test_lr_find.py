@@ -13,7 +13,7 @@ import pytest
 import torch
 from small_fit import labels, linear, numbers, same_bits, spec
 from torch import nn
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset
 
 import fitkit
 from fitkit import figures
@@ -158,6 +158,26 @@ def test_afterwards_module_loader_and_random_states_are_as_before_to_the_bit():
     assert [p.requires_grad for p in net.frozen.parameters()] == [False, False]
 
 
+def test_a_sampler_of_epochs_and_data_that_are_only_iterated_can_be_swept():
+    class Epochs(RandomSampler):
+        epoch = 5
+
+        def set_epoch(self, epoch):
+            self.epoch = epoch
+
+    class Stream(IterableDataset):
+        def __iter__(self):
+            yield from zip(numbers(30, 3), labels(2, 30), strict=True)
+
+    rows = TensorDataset(numbers(30, 3), labels(2, 30))
+    sampler = Epochs(rows)
+    fitkit.lr_find({}, model=linear(3, 2), data={"train": DataLoader(rows, batch_size=5, sampler=sampler)})
+    assert sampler.epoch == 5
+    before = states()
+    assert fitkit.lr_find({}, model=linear(3, 2), data={"train": Stream()}).steps == 200
+    assert states() == before
+
+
 def test_a_fit_after_a_sweep_is_the_fit_without_one():
     x, y = numbers(40, 3), labels(2, 40)
     alone, after = (linear(3, 2, nn.Dropout(0.2)) for _ in range(2))
@@ -193,9 +213,9 @@ def test_schedule_and_callbacks_are_left_out_and_the_schedule_is_named():
     assert found.loss == fitkit.lr_find(IRIS).loss and fitkit.lr_find(IRIS).notes == ()
 
 
-def test_a_sweep_that_is_still_falling_at_its_end_says_so():
+def test_a_sweep_whose_loss_is_lowest_at_its_end_says_so():
     found = fitkit.lr_find(IRIS, end=1e-2)
-    assert found.suggestion and any("still falling" in note for note in found.notes)
+    assert found.suggestion and any("lowest at the end of the sweep" in note for note in found.notes)
     flat = fitkit.lr_find(IRIS, end=1e-6)
     assert flat.suggestion is None and "End higher" in flat.rule and "no suggestion: the loss" in str(flat)
     assert flat.patch == {} and flat.command == ""

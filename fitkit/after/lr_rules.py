@@ -77,8 +77,8 @@ def read(lr: Sequence[float], losses: Sequence[float], steps: int) -> Reading:
         rather = "Look for a bug in model or data" if ended else "End higher, or look for a bug in model or data"
         return Reading(curve, ended, None, f"{why}. {rather}.")
     candidates = {TENTH: _short(lr[lowest] / 10), STEEPEST: _short(lr[_steepest(curve, lowest, plateau, steps)])}
-    still = lowest == count - 1 and not ended
-    notes = ("the loss was still falling at the end of the sweep: end higher",) if still else ()
+    still = lowest >= count - steps // WINDOW and not ended
+    notes = ("the loss was lowest at the end of the sweep, and had not risen again: end higher",) if still else ()
     return Reading(curve, ended, candidates[TENTH], TENTH, candidates, notes)
 
 
