@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fitkit.after.plan import plan as plan
     from fitkit.builder import build as build
     from fitkit.builder import load_spec as load_spec
+    from fitkit.cross_validation import CrossValidation as CrossValidation
     from fitkit.model import Model as Model
     from fitkit.model import fit as fit
     from fitkit.model import load as load
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Callback": "fitkit.parts.callback",
+    "CrossValidation": "fitkit.cross_validation",
     "LRFind": "fitkit.after.lr_find",
     "LambdaCallback": "fitkit.parts.callback",
     "Model": "fitkit.model",
@@ -52,6 +54,7 @@ _WHERE = {
 __all__ = [
     "Callback",
     "CheckpointError",
+    "CrossValidation",
     "DataError",
     "FitkitError",
     "History",

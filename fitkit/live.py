@@ -22,13 +22,18 @@ class Live(Callback):
 
     only_shows = True
 
+    def __init__(self) -> None:
+        self.said = False  # that there is no notebook: the folds of a cross-validation share this object
+
     def on_train_begin(self, trainer: Any) -> None:
         """Make the output; FitkitError where matplotlib is missing."""
         self.output: Any = None
         self.due = 0.0
         if not in_notebook():
-            message = "live=True draws in a notebook, and this is none: the history is what fit returns"
-            warnings.warn(message, stacklevel=2)
+            if not self.said:
+                message = "live=True draws in a notebook, and this is none: the history is what fit returns"
+                warnings.warn(message, stacklevel=2)
+            self.said = True
             return
         figures.blank(1, 1)
         from IPython.display import display

@@ -221,6 +221,13 @@ def test_a_sweep_whose_loss_is_lowest_at_its_end_says_so():
     assert flat.patch == {} and flat.command == ""
 
 
+def test_of_a_cross_validation_the_first_fold_is_swept():
+    folds = IRIS | {"splits": {"kfold": {"k": 3}}}
+    found = fitkit.lr_find(folds)
+    assert found.loss == fitkit.lr_find(IRIS | {"splits": {"kfold": {"k": 3, "fold": 1}}}).loss
+    assert any("the sweep trained on the first" in note for note in found.notes)
+
+
 # Mistakes
 
 

@@ -137,6 +137,9 @@ def test_outside_of_a_notebook_a_warning_says_once_that_there_is_none(monkeypatc
         with pytest.warns(UserWarning, match="live=True draws in a notebook, and this is none") as caught:
             assert len(fitkit.fit(IRIS, live=True)) == 4
         assert len(caught) == 1 and notebook == []
+    with pytest.warns(UserWarning, match="this is none") as caught:
+        fitkit.fit(IRIS | {"splits": {"kfold": 3}, "fit": {"epochs": 1}}, live=True)
+    assert len(caught) == 1
 
 
 def test_a_live_fit_without_matplotlib_says_how_to_install_it(notebook, monkeypatch):

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from fitkit import figures
 from fitkit.after.lr_rules import Reading, length, read
 from fitkit.builder import Overrides, SpecLike, begin, finish, load_spec
+from fitkit.builder.folds import fold_specs
 from fitkit.engine.seeds import kept_random_state
 from fitkit.engine.step import Sums
 from fitkit.errors import FitkitError, SpecError, printable, show
@@ -126,7 +127,7 @@ def lr_find(
     loaded = load_spec(spec, overrides)
     _check_range(start, end, steps)
     with _all_kept(data):
-        trainer = _trainer(loaded, model, data)
+        trainer = _trainer((fold_specs(loaded) or (loaded,))[0], model, data)
         optimizer = trainer.spec.optimizer
         assert optimizer is not None
         _refuse_without_lr(optimizer)
@@ -296,6 +297,8 @@ def _command(spec: SpecLike, overrides: Overrides, patch: Mapping[str, Any]) -> 
 
 def _notes(spec: Spec, optimizer: Component, reading: Reading) -> tuple[str, ...]:
     notes = list(reading.notes)
+    if fold_specs(spec):
+        notes.append("of the folds that the spec asks for, the sweep trained on the first")
     if spec.schedule is not None and spec.schedule.name != "constant":
         notes.append(f"the schedule {spec.schedule.name} was left out: a fit multiplies the lr by it")
     if optimizer.get("lr_patterns") or optimizer.get("adamw_lr") is not None:
