@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "fitkit"
 LAYERS = [
     ["errors"],
     ["files"],
+    ["diagnosis"],
     ["history"],
     ["data", "spec"],
     ["engine", "parts"],
