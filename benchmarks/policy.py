@@ -21,7 +21,7 @@ import tempfile
 import time
 from typing import Any
 
-LONG = 480_000  # steps from which on graphs hold more steps
+LONG = 400_000  # steps from which on graphs hold more steps
 LENGTHS = (1_000, 10_000, 100_000, 1_000_000)
 BATCH, ROWS = 32, 1440
 

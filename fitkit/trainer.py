@@ -130,7 +130,7 @@ class Trainer:
             self.train,
             device=self.device,
             flops=self.flops,
-            whole=WholeStep.can(self.options, self.device, self.scaler),
+            whole=WholeStep.can(self.options, self.device, self.scaler, self.objective.metrics),
             declared=self.recipe is not None,
             watched=bool(self._hooks["step_end"]),
             total=self.total_steps,

@@ -17,7 +17,7 @@ LAYERS = [
     ["engine", "parts"],
     ["trainer"],
     ["run_folder", "progress", "builder", "resume", "changes"],
-    ["session"],
+    ["session", "evaluation"],
     ["model", "register"],
     ["after"],
     ["commands"],
@@ -25,7 +25,7 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 TABLES = ["sources", "splits", "transforms", "augmentations", "layers", "models", "losses", "metrics", "optimizers"]
-TABLES += ["schedules", "callbacks", "trackers"]
+TABLES += ["schedules", "callbacks", "trackers", "rankings"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

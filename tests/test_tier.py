@@ -18,8 +18,8 @@ from fitkit.session import run
 from fitkit.spec.options import FitOptions
 
 X, Y = torch.randn(640, 8), torch.arange(640) % 3
-TOTAL = tier.BREAK_EVEN_STEPS  # 20 steps an epoch below
-LONG_ENOUGH = TOTAL // 20
+TOTAL = int(tier.break_even(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)), 1e5))
+LONG_ENOUGH = TOTAL // 20  # epochs: there are 20 steps in each
 
 
 def declared(epochs, fit=None, **more):
@@ -42,14 +42,14 @@ needs_compiler = pytest.mark.skipif(bool(devices.can_compile()), reason=devices.
 def test_a_short_run_stays_eager_and_says_why():
     short = chosen(10)
     assert (short.compiles, short.first, short.threads) == ("", 0, 1)
-    assert str(short) == "steps: eager: 200 steps are fewer than the 120,000 from which compilation pays"
+    assert str(short) == "steps: eager: 200 steps are fewer than the 98,000 from which compilation pays"
 
 
 @needs_compiler
 def test_a_long_run_is_compiled_from_its_first_epoch():
     long = chosen(LONG_ENOUGH)
     assert (long.compiles, long.first, long.steps, long.all_steps) == ("whole steps", 1, 5, False)
-    assert str(long) == "steps: whole steps compiled: there are more steps than the 120,000 from which compilation pays"
+    assert str(long) == "steps: whole steps compiled: there are more steps than the 98,000 from which compilation pays"
     longer = chosen(4 * LONG_ENOUGH)
     assert longer.steps == 10 and longer.all_steps
 
@@ -65,15 +65,39 @@ def test_a_run_that_may_end_early_is_compiled_when_it_has_paid_as_much():
 @pytest.mark.parametrize(
     ("model", "more"),
     [
-        (nn.Sequential(nn.Unflatten(1, (1, 8)), nn.Conv1d(1, 4, 3), nn.Flatten(), nn.Linear(24, 3)), {}),
+        (
+            nn.Sequential(nn.Unflatten(1, (4, 2)), nn.TransformerEncoderLayer(2, 1, 4), nn.Flatten(), nn.Linear(8, 3)),
+            {},
+        ),
         (nn.Sequential(nn.Linear(8, 5000), nn.Linear(5000, 500), nn.Linear(500, 3)), {}),
         (None, {"fit": {"out_of_memory": "halve"}}),
         (None, {"callbacks": {"EMA": 0.9}}),
     ],
-    ids=["convolutions", "much arithmetic", "batches that may be halved", "a callback that watches each step"],
+    ids=["attention", "much arithmetic", "batches that may be halved", "a callback that watches each step"],
 )
 def test_what_compilation_would_not_make_faster_stays_eager(model, more):
     assert chosen(100 * LONG_ENOUGH, model, **more).compiles == ""
+
+
+@needs_compiler
+def test_steps_of_convolutions_are_compiled_one_a_call_and_larger_ones_later():
+    small = nn.Sequential(nn.Unflatten(1, (1, 8)), nn.Conv1d(1, 4, 3), nn.Flatten(), nn.Linear(24, 3))
+    found = chosen(LONG_ENOUGH, small)
+    assert (found.compiles, found.first, found.steps) == ("whole steps", 1, 1)
+    large = nn.Sequential(nn.Unflatten(1, (1, 8)), nn.Conv1d(1, 9000, 3), nn.Conv1d(9000, 400, 3), nn.Flatten())
+    large.append(nn.Linear(1600, 3))
+    built = fitkit.build(declared(1), model=large, data=(X, Y))
+    work = tier.work_of(large, built.train, built.flops)
+    steps = tier.break_even(large, work)
+    assert work > tier.CALLS_WORK and steps * work == pytest.approx(tier.LONG_WORK, rel=0.01)
+    assert chosen(int(steps) // 20 - 1, large).compiles == ""
+    assert chosen(int(steps) // 20 + 1, large).compiles == "whole steps"
+
+
+def test_what_pays_is_a_function_of_the_network_that_falls_with_its_layers():
+    nets = [nn.Sequential(*(nn.Linear(4, 4) for _ in range(layers))) for layers in (1, 3, 8, 30)]
+    assert [tier.break_even(net, 1e6) for net in nets] == [132_000, 98_000, 75_000, 59_000]
+    assert tier.break_even(nets[0], 1e9) == float("inf")
 
 
 GPU = torch.device("cuda:0")

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from fitkit.builder.baseline import class_count, constant_baseline, sample_counts
 from fitkit.builder.card import make_card
 from fitkit.builder.data import Prepared, prepare
+from fitkit.builder.metrics import CLASSIFYING
 from fitkit.builder.objective import (
-    CLASSIFYING,
     Bound,
     Contract,
     check_values,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,24 +11,21 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fitkit.builder.data import Prepared
-from fitkit.builder.tables import TABLES, default
+from fitkit.builder.metrics import bind_metric, choose_metrics
+from fitkit.builder.tables import default
 from fitkit.data import Target
 from fitkit.engine.align import class_dimensions, looks_like_probabilities, make_align
 from fitkit.engine.batches import RowBatches
 from fitkit.engine.memory import is_out_of_memory, single_row
-from fitkit.engine.step import Loss, Metric, Objective, eval_mode
+from fitkit.engine.step import Loss, Objective, eval_mode
 from fitkit.errors import DataError, FitkitError, listing
 from fitkit.parts.layers import OUTPUTS
 from fitkit.parts.losses import default_loss, resolve_class_weight, resolve_pos_weight
-from fitkit.parts.metrics import mean
 from fitkit.spec.component import Component
 from fitkit.spec.spec import Spec
 from fitkit.spec.types import Range
 
 MOST_GUESSED = 20  # different whole numbers that are taken for classes without a word
-CLASSIFYING = ("classes", "binary", "signs")
-# What metrics and predictions see in place of such outputs: logits, above 0 for class 1, and values.
-METRIC_OUTPUT: dict[str, Callable[[Tensor], Tensor]] = {"probabilities": torch.logit, "log_rates": torch.exp}
 
 
 @dataclass(frozen=True)
@@ -174,17 +170,9 @@ def make_objective(
     _check_output(loss, aligned, spec.model, model)
     loss = _with_numbers(loss, contract, prepared, aligned)
     train_loss, val_loss = _bind_loss(loss, aligned)
-    metrics = choose_metrics(spec, contract, aligned)
+    metrics = choose_metrics(spec, loss, contract.kind, aligned)
     _check_pair(loss, train_loss, aligned, target)
-    bound = tuple(_bind_metric(metric, loss) for metric in metrics)
-    for metric, component in zip(bound, metrics, strict=True):
-        rows = metric.function(aligned, target)
-        if not isinstance(rows, Tensor) or rows.ndim not in (1, 2) or len(rows) != len(target):
-            gave = f"shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else f"a {type(rows).__name__}"
-            raise component.error(
-                f"{metric.name} must return one row a sample, ({len(target)},) here, but it gave {gave}. fitkit sums "
-                "them over the epoch and divides: leave out .mean()."
-            )
+    bound = tuple(bind_metric(metric, loss, aligned, target) for metric in metrics)
     objective = replace(objective, align=align, loss=train_loss, val_loss=val_loss, metrics=bound)
     last, _ = class_dimensions(tuple(output.shape), tuple(y.shape))
     return Bound(
@@ -325,27 +313,6 @@ def _class_counts(loss: Component, argument: str, prepared: Prepared, classes: i
     return torch.bincount(y[(y >= 0) & (y < classes)].cpu(), minlength=classes)
 
 
-def choose_metrics(spec: Spec, contract: Contract, output: Tensor) -> tuple[Component, ...]:
-    """Return the spec's metrics; classification has accuracy without asking."""
-    classifying = contract.kind in CLASSIFYING
-    metrics = list(spec.metrics or ())
-    for metric in metrics:
-        wanted = metric.entry.facts["target"]
-        if (wanted == "classes") != classifying:
-            what = "classes" if classifying else "values"
-            fit = [name for name, entry in TABLES["metrics"].items() if entry.facts["target"] == what]
-            raise metric.error(
-                f"{metric.name} compares {wanted}, but with {contract.loss.name} the targets are {what}. "
-                f"Choose from {listing(fit)}."
-            )
-        k = metric.get("k")
-        if k is not None and output.ndim > 1 and k > output.shape[1]:
-            raise metric.error(f"is {k}, but there are only {output.shape[1]} classes. Give fewer.", "k")
-    if classifying and not any(metric.name == "accuracy" for metric in metrics):
-        metrics.insert(0, default("metrics", "accuracy", "metrics"))
-    return tuple(metrics)
-
-
 def _check_pair(loss: Component, function: Loss, output: Tensor, target: Tensor) -> None:
     """Check that a loss returns a sum and a count: both are twice as large for the batch twice over."""
     once: Any = function(output, target)
@@ -356,18 +323,6 @@ def _check_pair(loss: Component, function: Loss, output: Tensor, target: Tensor)
     for what, one, two in (("sum", total, float(twice[0])), ("count", count, float(twice[1]))):
         if not abs(two - 2 * one) <= 1e-3 * abs(two) + 1e-6 and one == one:
             raise loss.error(f"the {what} that {loss.name} returns does not add up over samples: use reduction='sum'.")
-
-
-def _bind_metric(metric: Component, loss: Component) -> Metric:
-    facts, own = metric.entry.facts, metric.own()
-    function: Callable[[Tensor, Tensor], Tensor] = (
-        functools.partial(metric.entry.factory, **own) if own else metric.entry.factory
-    )
-    to_metric = METRIC_OUTPUT.get(loss.entry.facts["output"])
-    if to_metric is not None:
-        inner, change = function, to_metric
-        function = lambda output, target: inner(change(output), target)  # noqa: E731
-    return Metric(metric.name, function, facts["higher_is_better"], facts.get("finish", mean))
 
 
 def target_range(loss: Component) -> Range | None:

@@ -12,6 +12,7 @@ from fitkit.parts.losses import losses
 from fitkit.parts.metrics import metrics
 from fitkit.parts.models import models
 from fitkit.parts.optimizers import optimizers
+from fitkit.parts.rankings import rankings
 from fitkit.parts.schedules import schedules
 from fitkit.parts.sources import sources
 from fitkit.parts.splits import splits
@@ -28,7 +29,7 @@ def _copy(table: Table) -> Table:
     return copy.copy(table)
 
 
-sources, schedules, callbacks = _copy(sources), _copy(schedules), _copy(callbacks)
+sources, schedules, callbacks, metrics = _copy(sources), _copy(schedules), _copy(callbacks), _copy(metrics)
 
 
 @sources.register
@@ -38,6 +39,7 @@ def arrays() -> Data:
 
 
 callbacks.update(trackers)
+metrics.update(rankings)
 schedules[PLATEAU] = callbacks[PLATEAU]
 
 TABLES: dict[str, Table] = {

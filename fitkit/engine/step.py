@@ -37,12 +37,16 @@ def sums_dtype(device: torch.device) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric: statistics a sample, (M,) or (M, S), that are summed over an epoch, and what becomes of the sums."""
+    """A metric: statistics a sample, (M,) or (M, S), that are summed over an epoch, and what becomes of the sums.
+
+    Where it `keeps` them, all rows of the epoch take the place of their sums, NaN where a position does not count.
+    """
 
     name: str
     function: Callable[[Tensor, Tensor], Tensor]
     higher_is_better: bool
     finish: Callable[[Tensor, float], float]  # sums (S,) or () in float64, number of samples
+    keeps: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,13 @@ class Objective:
         output, target, mask = self.align(self.output(model, x), y)
         total, count = (self.loss if training else self.val_loss)(output, target)
         detached, dtype = output.detach(), sums_dtype(output.device)
-        statistics = [metric.function(detached, target) for metric in self.metrics]
-        if mask is None:
-            return total, count, [s.sum(0, dtype=dtype) for s in statistics], len(target)
-        sums = [torch.where(mask if s.ndim == 1 else mask[:, None], s, 0).sum(0, dtype=dtype) for s in statistics]
-        return total, count, sums, mask.sum()
+        sums = []
+        for metric in self.metrics:
+            rows = metric.function(detached, target)
+            if mask is not None:
+                rows = torch.where(mask if rows.ndim == 1 else mask[:, None], rows, math.nan if metric.keeps else 0)
+            sums.append(rows if metric.keeps else rows.sum(0, dtype=dtype))
+        return total, count, sums, len(target) if mask is None else mask.sum()
 
 
 @dataclass
@@ -102,9 +108,13 @@ class Sums:
         self.count = self.count + (count.to(self.dtype) if isinstance(count, Tensor) else count)
         self.samples = self.samples + samples
         if not self.totals:
-            self.totals = [torch.zeros(s.shape, dtype=self.dtype, device=self.device) for s in sums]
+            for metric, new in zip(self.metrics, sums, strict=True):
+                self.totals.append([] if metric.keeps else torch.zeros(new.shape, dtype=self.dtype, device=self.device))
         for running, new in zip(self.totals, sums, strict=True):
-            running += new
+            if isinstance(running, list):
+                running.append(new)
+            else:
+                running += new
 
     def mean_loss(self) -> float:
         """Return the mean loss so far, 0 before anything counted; this waits for the device."""
@@ -115,7 +125,7 @@ class Sums:
         """Return the sums so far, for a checkpoint in the middle of an epoch."""
         count, samples = (torch.as_tensor(number, dtype=self.dtype) for number in (self.count, self.samples))
         return {"loss": self.loss, "count": count, "samples": samples} | {
-            f"total{i}": total for i, total in enumerate(self.totals)
+            f"total{i}": torch.cat(total) if isinstance(total, list) else total for i, total in enumerate(self.totals)
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -123,14 +133,16 @@ class Sums:
         placed = {name: tensor.to(self.device, self.dtype) for name, tensor in tensors.items()}
         self.loss = placed["loss"]
         self.count, self.samples = placed["count"].item(), placed["samples"].item()
-        self.totals = [placed[f"total{i}"] for i in range(len(placed) - 3)]
+        totals = [placed[f"total{i}"] for i in range(len(placed) - 3)]
+        self.totals = [[t] if m.keeps else t for m, t in zip(self.metrics, totals, strict=bool(totals))]
 
     def values(self) -> dict[str, float]:
         """Return the epoch's loss and metrics under their names: sums over samples divided by counts."""
         count, samples = float(self.count), float(self.samples)
         values = {"loss": self.loss.item() / count if count else float("nan")}
         for metric, running in zip(self.metrics, self.totals, strict=bool(self.totals)):
-            values[metric.name] = metric.finish(running.cpu(), samples)
+            sums = torch.cat(running) if metric.keeps else running
+            values[metric.name] = metric.finish(sums.cpu(), samples)
         return values
 
 

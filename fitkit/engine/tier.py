@@ -20,11 +20,12 @@ from fitkit.spec.options import FitOptions
 SMALL_WORK = 2e7  # floating-point operations a step: about a millisecond
 CALLS_WORK = 2e8  # beyond, calls of small operations are a small part of a step
 BF16_WORK = 1e9  # from here on convolutions in bf16 gained on one thread: 1.2 to 2.4 times, in 9 of 10 nets
-# Steps of a small network after which a first compilation has paid for itself (`benchmarks/policy.py`: 100,000 for an
-# MLP, 137,000 for a linear model). Both what is saved and what it costs are mostly Python, a little for each operation
-# of the network, so their quotient depends little on network or machine.
-BREAK_EVEN_STEPS = 120_000
-LONG = 4 * BREAK_EVEN_STEPS  # steps for which a larger graph, and a second one, pay too
+# What a first compilation takes and what each step saves, for a network and for each of its layers, as
+# `benchmarks/policy.py` measured them: both are mostly Python, so their quotient depends little on the machine.
+COMPILE_SECONDS, COMPILE_SECONDS_A_LAYER = 15, 2.5
+SAVED_SECONDS, SAVED_SECONDS_A_LAYER = 85e-6, 48e-6
+LONG_WORK = 1e14  # operations of a run of larger convolutions, some half hour, of which compilation takes a minute
+LONG = 4  # times as many steps as pay: a larger graph, and a second one, pay too
 MOST_STEPS_A_CALL, MOST_OF_LONG = 5, 12
 MOST_EVALUATED = 16  # batches of training that are evaluated in one
 # On a GPU, both not measured: floating-point operations of a step that run in less time than it takes to launch the
@@ -133,23 +134,24 @@ def _on_cpu(
     may_stop: bool,
 ) -> Tier:
     """Return how steps are taken on a CPU, or on another device for which there is nothing of its own."""
-    long = any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
-    many = (total or 0) >= LONG and not may_stop
-    steps = 1 if long or watched or work > CALLS_WORK else _steps_a_call(train, options.accumulate, many)
+    pays = break_even(model, work)
+    many = (total or 0) >= LONG * pays and not may_stop
+    large = work > CALLS_WORK or _convolves(model)
+    steps = 1 if large or watched else _steps_a_call(train, options.accumulate, many)
     if options.compile == "auto":
-        first, why = 1, _why_not(train, steps, whole)
-        pays = f"the {BREAK_EVEN_STEPS:,} from which compilation pays"
-        if not why and total is not None and total < BREAK_EVEN_STEPS:
-            why = f"{total:,} steps are fewer than {pays}"
-        elif not why and total is not None and may_stop and total < 2 * BREAK_EVEN_STEPS:
-            why = f"a run of {total:,} steps that may end early is too short to wait for {pays}"
+        first, why = 1, _why_not(train, pays, whole, watched or (not large and steps == 1))
+        pay = f"the {pays:,.0f} from which compilation pays"
+        if not why and total is not None and total < pays:
+            why = f"{total:,} steps are fewer than {pay}"
+        elif not why and total is not None and may_stop and total < 2 * pays:
+            why = f"a run of {total:,} steps that may end early is too short to wait for {pay}"
         if why := why or can_compile():
             first, steps = 0, 1
         elif total is None or may_stop:  # it may end any time: what was taken so far may come once more
-            first = -(-BREAK_EVEN_STEPS * options.accumulate // (train.per_epoch or 1)) + 1
-            why = f"that is after {pays}"
+            first = -(-int(pays) * options.accumulate // (train.per_epoch or 1)) + 1
+            why = f"that is after {pay}"
         else:
-            why = f"there are more steps than {pays}"
+            why = f"there are more steps than {pay}"
     else:
         first, why = int(options.compile), f"fit.compile is {str(options.compile).lower()}"
     return Tier(
@@ -197,13 +199,33 @@ def _why_not_captured(small: bool, whole: bool, declared: bool, total: int | Non
     return ""
 
 
-def _why_not(train: Batches, steps: int, whole: bool) -> str:
+def _why_not(train: Batches, pays: float, whole: bool, alone: bool) -> str:
     """Return why compilation cannot pay, however long the run is; nothing where it may."""
     if not whole:
-        return "steps on this device, in this precision or with out_of_memory: halve are no graphs"
-    if steps == 1 or not isinstance(train, ArrayBatches):
+        return (
+            "steps are no graphs on this device, in this precision, with out_of_memory: halve or a metric of all rows"
+        )
+    if pays == math.inf or alone or not isinstance(train, ArrayBatches):
         return "a step is more than small calls, which compilation would save"
     return ""
+
+
+def break_even(model: nn.Module, work: float) -> float:
+    """Return the steps after which a first compilation has paid for itself; infinity where it never does.
+
+    `work` is the floating-point operations of a step. Compiled attention is slower than torch's own.
+    """
+    if any(isinstance(module, nn.MultiheadAttention) or hasattr(module, "heads") for module in model.modules()):
+        return math.inf
+    if work <= CALLS_WORK:
+        layers = sum(not any(True for _ in module.children()) for module in model.modules())
+        seconds = COMPILE_SECONDS + COMPILE_SECONDS_A_LAYER * layers
+        return round(seconds / (SAVED_SECONDS + SAVED_SECONDS_A_LAYER * layers), -3)
+    return round(LONG_WORK / work, -3) if _convolves(model) and work < math.inf else math.inf
+
+
+def _convolves(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
 
 
 def _steps_a_call(train: Batches, accumulate: int, many: bool) -> int:

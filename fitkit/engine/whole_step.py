@@ -23,7 +23,7 @@ from fitkit.engine.private import Graph, NoGraph, compile_graph, hooked, hooked_
 from fitkit.engine.seeds import seed_step
 from fitkit.engine.shadow import later, shadow_of
 from fitkit.engine.signature import signature
-from fitkit.engine.step import Rates, Sums, TrainStep
+from fitkit.engine.step import Metric, Rates, Sums, TrainStep
 from fitkit.engine.store import Store, private_torch_cache
 from fitkit.engine.tier import Tier
 from fitkit.engine.updates import count_on_device, updates_of
@@ -77,12 +77,13 @@ class WholeStep:
         self.compiling = False
 
     @staticmethod
-    def can(options: FitOptions, device: torch.device, scaler: Any) -> bool:
+    def can(options: FitOptions, device: torch.device, scaler: Any, metrics: Sequence[Metric] = ()) -> bool:
         """Tell whether whole steps can be graphs: not where the host decides in a step, as fp16 and `halve` do.
 
-        Nor where activations are computed again: only a graph of model and loss knows forward from backward.
+        Nor where activations are computed again, as only a graph of model and loss knows forward from backward; nor
+        where a metric keeps all rows of an epoch.
         """
-        if options.activation_checkpointing or scaler is not None:
+        if options.activation_checkpointing or scaler is not None or any(metric.keeps for metric in metrics):
             return False
         return device.type in ("cpu", "cuda") and options.out_of_memory == "stop"
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fitkit.engine.batches import Batches, RowBatches
 from fitkit.engine.step import Metric, Objective, eval_mode
+from fitkit.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,47 +124,44 @@ def take_outcomes(
     card: dict[str, Any],
 ) -> Outcomes:
     """Run a model over a part in eval mode, every sample once; `facts` are those of the loss's table entry."""
-    outputs: list[Tensor] = []
-    targets: list[Tensor] = []
-    samples: list[Tensor] = []
-    sums: list[Tensor] = []
-    counts: list[Tensor] = []
-    total = 0
+    taken, total = [], 0
     with eval_mode(model), torch.inference_mode():
         for x, y in batches.in_order():
-            output, target, mask = objective.align(objective.output(model, x), y)
-            numbers = torch.arange(total, total + len(x)).repeat_interleave(len(target) // len(x))
-            for one, goal in zip(output.tensor_split(len(x)), target.tensor_split(len(x)), strict=True):
-                loss, count = objective.val_loss(one, goal)
-                sums.append(loss.double())
-                counts.append(torch.as_tensor(count, dtype=torch.float64))
-            if mask is not None:
-                mask = mask.cpu()
-            for kept, new in ((outputs, output), (targets, target), (samples, numbers)):
-                kept.append(new.cpu() if mask is None else new.cpu()[mask])
+            taken.append(_take(model, objective, x, y, total))
             total += len(x)
-    kind = facts["target"]
-    truth = torch.cat(targets)
-    if isinstance(batches, RowBatches):
-        rows = batches.rows.cpu()
-    else:
-        rows = torch.arange(total)
+    if not taken:
+        raise DataError(f"{part}: holds no samples.")
+    # outside, so that these are no inference tensors, which autograd refuses
+    outputs, targets, samples, sums, counts = (torch.cat(tensors) for tensors in zip(*taken, strict=True))
+    kind: Literal["classes", "values"] = "values" if facts["target"] == "values" else "classes"
     return Outcomes(
         part=part,
-        kind="values" if kind == "values" else "classes",
+        kind=kind,
         reads=facts["output"],
-        outputs=torch.cat(outputs).clone(),
-        targets=truth.clone() if kind == "values" else (truth > 0).long() if kind != "classes" else truth.clone(),
-        samples=torch.cat(samples),
-        rows=rows,
-        sums=torch.stack(sums).cpu(),
-        counts=torch.stack(counts).cpu(),
+        outputs=outputs,
+        targets=(targets > 0).long() if facts["target"] in ("binary", "signs") else targets,
+        samples=samples,
+        rows=batches.rows.cpu() if isinstance(batches, RowBatches) else torch.arange(total),
+        sums=sums,
+        counts=counts,
         metrics=objective.metrics,
         classes=tuple(card["classes"]) if card.get("classes") else None,
         temperature=float(card.get("temperature") or 1.0),
         batches=batches,
         card=card,
     )
+
+
+def _take(model: nn.Module, objective: Objective, x: Tensor, y: Tensor, start: int) -> tuple[Tensor, ...]:
+    """Return outputs, targets and samples of the positions of a batch, sums and counts of its samples, on the CPU."""
+    output, target, mask = objective.align(objective.output(model, x), y)
+    pairs = zip(output.tensor_split(len(x)), target.tensor_split(len(x)), strict=True)
+    losses = [objective.val_loss(*pair) for pair in pairs]
+    sums = torch.stack([total for total, _ in losses]).double()
+    counts = torch.stack([torch.as_tensor(count) for _, count in losses]).double()
+    samples = torch.arange(start, start + len(x), device=x.device).repeat_interleave(len(target) // len(x))
+    positions = (output, target, samples) if mask is None else (output[mask], target[mask], samples[mask])
+    return tuple(tensor.cpu() for tensor in (*positions, sums, counts))
 
 
 def merged(parts: Sequence[Outcomes], part: str) -> Outcomes:

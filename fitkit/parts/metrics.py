@@ -5,7 +5,9 @@ the rows of an epoch in float64 and hands the sums (S,) with the number of sampl
 value does not depend on how its samples were split into batches.
 
 Facts of an entry: `higher_is_better`; `target`, "classes" or "values"; `finish`, a function `(sums, count) -> float`
-(`mean` where a registered metric names none). A column of a history bears the name of its metric.
+(`mean` where a registered metric names none), which may take arguments of the metric by their names; `keeps`, where
+`finish` needs all rows (M, S) of the epoch instead of their sums; `needs`, a function that is called before a run and
+raises ValueError where an extra is missing. A column of a history bears the name of its metric.
 
 Shapes are those of losses: for classes, output (M, C) with target (M,) int64, or one logit (M,) with target (M,) 0 / 1
 or -1 / +1; for values, output and target in the same shape (M, ...).
@@ -14,12 +16,18 @@ or -1 / +1; for values, output and target in the same shape (M, ...).
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fitkit.spec.table import Table
 from fitkit.spec.types import PositiveInt
+
+# Of precision, recall and the like: that of class 1 ("binary"), the mean over the classes that a target or a prediction
+# names ("macro"), weighted by how many targets have them ("weighted"), or of all decisions together ("micro"). "auto"
+# is "binary" for two classes and "macro" for more.
+Average = Literal["auto", "binary", "macro", "weighted", "micro"]
 
 metrics = Table("metric", facts={"higher_is_better": (True, False), "target": ("classes", "values")})
 
@@ -74,6 +82,115 @@ def top_k_accuracy(output: Tensor, target: Tensor, *, k: PositiveInt = 5) -> Ten
     # "not at most" and not "above": with a NaN every comparison is false, and a NaN must not win
     ahead = ~(output <= score) | ((output == score) & (classes < target))
     return ((ahead.sum(-1) < k) & (known == target)[:, 0]).float()
+
+
+def _decisions(output: Tensor, target: Tensor) -> Tensor:  # (M, C) or (M,), (M,) -> (M, 3 C) bool
+    """Mark for each class whether a sample is rightly given it, is given it, and has it."""
+    if output.dim() == 1:
+        given, target, count = (output > 0).long(), (target > 0).long(), 2
+    else:
+        given, count = output.argmax(-1), output.shape[-1]
+    classes = torch.arange(count, device=output.device)
+    predicted, actual = given[:, None] == classes, target[:, None] == classes
+    return torch.cat((predicted & actual, predicted, actual), 1)
+
+
+def _averaged(top: Tensor, bottom: Tensor, sums: Tensor, average: Average) -> float:
+    """Return the average of top / bottom, (C,) each, over the classes; 0 / 0 is 0."""
+    _, predicted, actual = sums.reshape(3, -1)
+    if average == "auto":
+        average = "binary" if len(top) == 2 else "macro"
+    if average == "micro":
+        total = bottom.sum().item()
+        return top.sum().item() / total if total else 0.0
+    each = torch.where(bottom > 0, top / bottom, 0.0)
+    if average == "binary":
+        return each[1].item()
+    weight = actual if average == "weighted" else (predicted + actual > 0).double()
+    return float((each * weight).sum() / weight.sum())
+
+
+def _precision(sums: Tensor, count: float, *, average: Average) -> float:
+    hits, predicted, _ = sums.reshape(3, -1)
+    return _averaged(hits, predicted, sums, average) if count else math.nan
+
+
+def _recall(sums: Tensor, count: float, *, average: Average) -> float:
+    hits, _, actual = sums.reshape(3, -1)
+    return _averaged(hits, actual, sums, average) if count else math.nan
+
+
+def _f1(sums: Tensor, count: float, *, average: Average) -> float:
+    hits, predicted, actual = sums.reshape(3, -1)
+    return _averaged(2 * hits, predicted + actual, sums, average) if count else math.nan
+
+
+def _jaccard(sums: Tensor, count: float, *, average: Average) -> float:
+    hits, predicted, actual = sums.reshape(3, -1)
+    return _averaged(hits, predicted + actual - hits, sums, average) if count else math.nan
+
+
+def _balanced(sums: Tensor, count: float) -> float:
+    hits, _, actual = sums.reshape(3, -1)
+    return (hits / actual)[actual > 0].mean().item() if count else math.nan
+
+
+def _kappa(sums: Tensor, count: float) -> float:
+    hits, predicted, actual = sums.reshape(3, -1)
+    by_chance = (predicted * actual).sum().item() / count**2 if count else math.nan
+    return (hits.sum().item() / count - by_chance) / (1 - by_chance) if by_chance < 1 else math.nan
+
+
+def _matthews(sums: Tensor, count: float) -> float:
+    hits, predicted, actual = sums.reshape(3, -1)
+    spread = ((count**2 - predicted.square().sum()) * (count**2 - actual.square().sum())).item()
+    together = (count * hits.sum() - (predicted * actual).sum()).item()
+    return together / math.sqrt(spread) if spread > 0 else 0.0 if count else math.nan
+
+
+@metrics.register(primary="average", higher_is_better=True, target="classes", finish=_precision)
+def precision(output: Tensor, target: Tensor, *, average: Average = "auto") -> Tensor:  # (M, C), (M,) -> (M, 3 C)
+    """Share of the samples given a class that have it: of class 1 where there are two classes, else averaged."""
+    return _decisions(output, target)
+
+
+@metrics.register(primary="average", higher_is_better=True, target="classes", finish=_recall)
+def recall(output: Tensor, target: Tensor, *, average: Average = "auto") -> Tensor:  # (M, C), (M,) -> (M, 3 C)
+    """Share of the samples of a class that are given it: of class 1 where there are two classes, else averaged."""
+    return _decisions(output, target)
+
+
+@metrics.register(primary="average", higher_is_better=True, target="classes", finish=_f1)
+def f1(output: Tensor, target: Tensor, *, average: Average = "auto") -> Tensor:  # (M, C) or (M,), (M,) -> (M, 3 C)
+    """Harmonic mean of precision and recall: of class 1 where there are two classes, else averaged over the classes.
+
+    As scikit-learn's `f1_score`, where the average for two classes is "binary" by default too; 0 / 0 counts 0.
+    """
+    return _decisions(output, target)
+
+
+@metrics.register(primary="average", higher_is_better=True, target="classes", finish=_jaccard)
+def jaccard_index(output: Tensor, target: Tensor, *, average: Average = "auto") -> Tensor:  # (M, C), (M,) -> (M, 3 C)
+    """Intersection over union of the samples given a class and those that have it: of class 1, or averaged."""
+    return _decisions(output, target)
+
+
+@metrics.register(higher_is_better=True, target="classes", finish=_balanced)
+def balanced_accuracy(output: Tensor, target: Tensor) -> Tensor:  # (M, C) or (M,), (M,) -> (M, 3 C)
+    """Mean of the recalls of the classes that any target has: accuracy as if all classes were equally frequent."""
+    return _decisions(output, target)
+
+
+@metrics.register(higher_is_better=True, target="classes", finish=_kappa)
+def cohen_kappa(output: Tensor, target: Tensor) -> Tensor:  # (M, C) or (M,), (M,) -> (M, 3 C)
+    """Cohen's kappa: how much of the accuracy that chance leaves open is reached; 0 is chance, 1 is perfect."""
+    return _decisions(output, target)
+
+
+@metrics.register(higher_is_better=True, target="classes", finish=_matthews)
+def matthews_corrcoef(output: Tensor, target: Tensor) -> Tensor:  # (M, C) or (M,), (M,) -> (M, 3 C)
+    """Matthews correlation coefficient, for any number of classes that of Gorodkin (2004); 0 where it has no value."""
+    return _decisions(output, target)
 
 
 @metrics.register(higher_is_better=False, target="values", finish=mean)

@@ -51,6 +51,11 @@ NAMES: dict[str, dict[str, str]] = {
     },
     "metrics": {
         "acc": "accuracy", "sparse_categorical_accuracy": "accuracy", "categorical_accuracy": "accuracy",
+        "f1_score": "f1", "F1Score": "f1", "fbeta": "f1", "auc": "auroc", "roc_auc": "auroc", "roc_auc_score": "auroc",
+        "AUC": "auroc", "ap": "average_precision", "average_precision_score": "average_precision", "mcc":
+        "matthews_corrcoef", "kappa": "cohen_kappa", "iou": "jaccard_index", "jaccard": "jaccard_index",
+        "precision_score": "precision", "recall_score": "recall", "sensitivity": "recall",
+        "balanced_accuracy_score": "balanced_accuracy", "cohen_kappa_score": "cohen_kappa",
         "binary_accuracy": "accuracy", "Accuracy": "accuracy", "top5": "top_k_accuracy", "top_5": "top_k_accuracy",
         "top_k_categorical_accuracy": "top_k_accuracy", "sparse_top_k_categorical_accuracy": "top_k_accuracy",
         "mae": "mean_absolute_error", "mse": "mean_squared_error", "rmse": "root_mean_squared_error",
