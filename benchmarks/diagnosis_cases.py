@@ -304,7 +304,7 @@ def too_much_dropout(seed: int) -> Run:
 
 @ill("underfitting")
 def bottleneck_of_one_unit(seed: int) -> Run:
-    return digits(seed, 25, model=[{"Linear": 1}, "Tanh", {"Linear": "outputs"}])
+    return digits(seed, 40, model=[{"Linear": 1}, "Tanh", {"Linear": "outputs"}], optimizer={"AdamW": {"lr": 1e-2}})
 
 
 @ill("underfitting", "not_learning")
@@ -408,7 +408,9 @@ def iris_SGD(seed: int) -> Run:
 def iris_early_stopping(seed: int) -> Run:
     splits = {"stratified": {"val": 0.3}}
     optimizer = {"AdamW": {"lr": 1e-2, "weight_decay": 0.05}}
-    return Run(spec(seed, 60, 16, data="iris", splits=splits, model=mlp(16), optimizer=optimizer, callbacks=stopping(8)))
+    return Run(
+        spec(seed, 60, 16, data="iris", splits=splits, model=mlp(16), optimizer=optimizer, callbacks=stopping(8))
+    )
 
 
 @well
@@ -431,7 +433,9 @@ def diabetes_scaled_ridge(seed: int) -> Run:
     x, y = bundled("diabetes")
     y = (y - y.mean()) / y.std()
     optimizer = {"AdamW": {"lr": 1e-2, "weight_decay": 0.1}}
-    return Run(spec(seed, 30, loss="mse_loss", model=[{"Linear": "outputs"}], optimizer=optimizer, schedule="cosine"), (x, y))
+    return Run(
+        spec(seed, 30, loss="mse_loss", model=[{"Linear": "outputs"}], optimizer=optimizer, schedule="cosine"), (x, y)
+    )
 
 
 @well
@@ -474,7 +478,9 @@ def drawn_values(seed: int) -> Run:
 def drawn_values_huber_Adam(seed: int) -> Run:
     data = synthetic(seed, 0, samples=3000, noise=0.3)
     optimizer = {"Adam": {"lr": 2e-3, "weight_decay": 1e-4}}
-    return Run(spec(seed, 40, 64, data=data, loss="huber_loss", model=mlp(64), optimizer=optimizer, callbacks=stopping()))
+    return Run(
+        spec(seed, 40, 64, data=data, loss="huber_loss", model=mlp(64), optimizer=optimizer, callbacks=stopping())
+    )
 
 
 @well

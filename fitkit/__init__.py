@@ -17,6 +17,7 @@ from fitkit.history import History
 
 if TYPE_CHECKING:
     from fitkit import register as register
+    from fitkit.after.diagnose import diagnose as diagnose
     from fitkit.after.plan import Plan as Plan
     from fitkit.after.plan import plan as plan
     from fitkit.builder import build as build
@@ -39,6 +40,7 @@ _WHERE = {
     "Spec": "fitkit.spec.spec",
     "Trainer": "fitkit.trainer",
     "build": "fitkit.builder",
+    "diagnose": "fitkit.after.diagnose",
     "fit": "fitkit.model",
     "load": "fitkit.model",
     "load_spec": "fitkit.builder",
@@ -59,6 +61,7 @@ __all__ = [
     "Trainer",
     "TrainingError",
     "build",
+    "diagnose",
     "fit",
     "load",
     "load_spec",

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from fitkit.diagnosis import FAILED, Diagnosis, Evidence, Predictions, diagnose
+from fitkit.diagnosis import Diagnosis, Evidence, Predictions, diagnose
 from fitkit.errors import CheckpointError, FitkitError, listing, nearest, show
 from fitkit.files import parse_json
 

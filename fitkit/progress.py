@@ -61,7 +61,7 @@ class Lines(Callback):
             print(f"epoch {epoch}  {_words(row)}", flush=True)
 
     def say_end(self, history: History, out: Path) -> None:
-        """Print the best epoch and where the run is."""
+        """Print the best epoch, what the numbers say in one line, and where the run is."""
         if self.as_json:
             return
         if self.quiet:
@@ -73,6 +73,7 @@ class Lines(Callback):
             row = history.best(history.monitor)
             values = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k.startswith("val_"))
             print(f"best epoch {history.best_epoch} by {history.monitor}: {values}")
+        print(f"diagnosis: {printable(history.diagnose().verdict)}")
         print(f"run: {out}")
 
 

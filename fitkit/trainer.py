@@ -40,8 +40,8 @@ from fitkit.engine.step import Evaluator, Objective, Sums, TrainStep, all_finite
 from fitkit.engine.tier import choose_tier
 from fitkit.engine.weights import save, snapshot
 from fitkit.engine.whole_step import WholeStep
-from fitkit.errors import DataError, FitkitError, TrainingError
-from fitkit.history import FAILED, History
+from fitkit.errors import FAILED, DataError, FitkitError, TrainingError
+from fitkit.history import History
 from fitkit.parts.callback import Callback, overridden, watched_by_others
 from fitkit.spec.options import FitOptions
 

@@ -27,7 +27,11 @@ def class_count(prepared: Prepared, contract: Contract) -> int | None:
         return None
     named = prepared.data.classes if prepared.data is not None else None
     parts = [y for y in (_targets(prepared, name) for name in ("train", "val")) if y is not None and len(y)]
-    return 2 if contract.kind != "classes" else len(named or ()) or 1 + max((int(y.max()) for y in parts), default=-1) or None
+    return (
+        2
+        if contract.kind != "classes"
+        else len(named or ()) or 1 + max((int(y.max()) for y in parts), default=-1) or None
+    )
 
 
 def constant_baseline(prepared: Prepared, contract: Contract, objective: Objective) -> dict[str, float]:
@@ -44,7 +48,9 @@ def constant_baseline(prepared: Prepared, contract: Contract, objective: Objecti
     kept = {name: y for name, y in parts.items() if y is not None and len(y)}
     if contract.kind == "values":
         return _of_values(kept, output, contract.loss.name in MEDIAN, objective.val_loss)
-    return _of_classes(kept, class_count(prepared, contract) or 2, output, contract.kind == "binary", objective.val_loss)
+    return _of_classes(
+        kept, class_count(prepared, contract) or 2, output, contract.kind == "binary", objective.val_loss
+    )
 
 
 def _targets(prepared: Prepared, part: str) -> Tensor | None:
@@ -65,9 +71,7 @@ def _of_values(parts: Mapping[str, Tensor], output: str, median: bool, loss: Los
     return {_column(part, "loss"): _mean(loss, constant.expand(len(y)), y.float()) for part, y in parts.items()}
 
 
-def _of_classes(
-    parts: Mapping[str, Tensor], classes: int, output: str, binary: bool, loss: Loss
-) -> dict[str, float]:
+def _of_classes(parts: Mapping[str, Tensor], classes: int, output: str, binary: bool, loss: Loss) -> dict[str, float]:
     if classes < 2 or min(int(y.min()) for y in parts.values()) < 0:  # a negative class is one to be ignored
         return {}
     counts = {part: y.long().bincount(minlength=classes).float() for part, y in parts.items()}

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fitkit.diagnosis import generalization, optimization, validation
-from fitkit.diagnosis.evidence import FAILED, Evidence, Predictions
+from fitkit.diagnosis.evidence import Evidence, Predictions
 from fitkit.diagnosis.finding import Diagnosis, Finding
 
-__all__ = ["FAILED", "Diagnosis", "Evidence", "Finding", "Predictions", "diagnose"]
+__all__ = ["Diagnosis", "Evidence", "Finding", "Predictions", "diagnose"]
 
 FEW_EPOCHS = 4  # with fewer no trend can be told
 EVERYTHING = "*"
@@ -27,18 +27,18 @@ RULES: list[tuple[Callable[[Evidence], Finding | None], tuple[str, ...]]] = [
     (optimization.target_not_scaled, (EVERYTHING,)),
     (optimization.batch_too_large, (EVERYTHING,)),
     (optimization.learning_rate_too_low, (EVERYTHING,)),
+    (validation.rare_class_never_predicted, (EVERYTHING,)),
     (validation.constant_predictions, (EVERYTHING,)),
     (optimization.not_learning, (EVERYTHING,)),
     (generalization.no_signal, (EVERYTHING,)),
     (generalization.leak, ("plateau", "noisy_validation", "train_longer")),
-    (generalization.held_down, ("plateau", "train_longer", "class_never_predicted", "underfitting")),
-    (validation.class_never_predicted, ("no_better_than_largest_class", "underfitting", "plateau")),
     (validation.no_better_than_largest_class, ("underfitting", "plateau", "train_longer")),
     (generalization.overfitting, ("underfitting", "plateau", "train_longer", "noisy_validation")),
-    (optimization.plateau, ()),
-    (generalization.underfitting, ("plateau", "train_longer")),
-    (optimization.train_longer, ()),
     (generalization.train_worse_than_val, ()),
+    (optimization.plateau, ("underfitting", "train_longer")),
+    (generalization.underfitting, ("plateau", "train_longer", "class_never_predicted")),
+    (validation.class_never_predicted, ("plateau",)),
+    (optimization.train_longer, ()),
     (validation.validation_too_small, ("noisy_validation",)),
     (validation.noisy_validation, ()),
 ]
@@ -65,7 +65,8 @@ def _verdict(run: Evidence, findings: list[Finding]) -> str:
     if findings and findings[0].severity != "info":
         others = sum(finding.severity != "info" for finding in findings) - 1
         more = f" ({others} more finding{'s' if others > 1 else ''})" if others else ""
-        return f"{findings[0].title}: {findings[0].text}{more}"
+        text = findings[0].text
+        return f"{findings[0].title}: {text[0].lower()}{text[1:]}{more}"
     if run.epochs == 0:
         return "nothing to tell: no epoch was finished."
     words = []

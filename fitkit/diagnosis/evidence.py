@@ -10,8 +10,7 @@ from typing import Any
 
 from fitkit.diagnosis.trend import Curve
 
-TINY = 1e-300
-FAILED = "failed: "  # how `stopped` begins when training ended with an error, whose message follows
+TINY, HUGE = 1e-300, 1e100  # what is larger is no better than infinity, and its square none at all
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class Predictions:
 class Evidence:
     """A run as the rules see it: nothing here is more than plain numbers and texts.
 
-    `columns`, `spec`, `samples`, `baseline`, `classes`, `best_epoch` and `stopped` are those of a `History`; a baseline that is not
-    known is left out, and then the first epoch's loss stands for the scale of losses.
+    All but `predictions` are attributes of a `History`. A baseline that is not known is left out, and then the first
+    epoch's loss stands for the scale of losses.
     """
 
     columns: Mapping[str, Sequence[float]]
@@ -54,8 +53,8 @@ class Evidence:
 
     def curve(self, column: str) -> Curve | None:
         """Return the finite values of a column, None where there is none."""
-        points = [(e, v) for e, v in enumerate(self.columns.get(column, ()), 1) if math.isfinite(v)]
-        return Curve(*map(tuple, zip(*points, strict=True))) if points else None  # type: ignore[arg-type]
+        points = [(e, v) for e, v in enumerate(self.columns.get(column, ()), 1) if usable(v)]
+        return Curve(*map(tuple, zip(*points, strict=True))) if points else None
 
     @cached_property
     def loss(self) -> Curve | None:
@@ -70,11 +69,11 @@ class Evidence:
     def chance(self, column: str) -> float | None:
         """Return what a constant prediction reaches in a column; None where that is not known."""
         value = self.baseline.get(column)
-        return value if value is not None and math.isfinite(value) else None
+        return value if value is not None and usable(value) else None
 
     @cached_property
     def scale(self) -> float:
-        """The loss of a constant prediction, or where it is not known the first loss: what changes are compared with."""
+        """What changes are compared with: the loss of a constant prediction, or where it is not known the first one."""
         first = [curve.first for curve in (self.loss, self.val_loss) if curve is not None]
         known = self.chance("val_loss") or self.chance("loss") or max(first, default=1.0)
         return max(abs(known), TINY)
@@ -82,18 +81,19 @@ class Evidence:
     @cached_property
     def classifies(self) -> bool:
         """Whether the targets are classes."""
-        return self.classes is not None or "accuracy" in self.columns
+        return (self.classes or 0) > 1 or "accuracy" in self.columns
 
     @cached_property
     def rows(self) -> int | None:
         """The validation rows."""
-        return self.samples.get("val") or None
+        rows = self.samples.get("val", 0)
+        return rows if rows > 0 else None
 
     @cached_property
     def steps_per_epoch(self) -> int | None:
         """Optimizer steps of an epoch, where rows and batch size are known."""
         rows, size, accumulate = (self.samples.get("train"), self.fit("batch_size"), self.fit("accumulate") or 1)
-        return -(-rows // max(1, int(size * accumulate))) if rows and size else None
+        return -(-rows // max(1, int(size * accumulate))) if rows and rows > 0 and size else None
 
     def component(self, section: str) -> tuple[str, Mapping[str, Any]]:
         """Return the name and the arguments of the one component of a section, empty where the spec has none."""
@@ -128,6 +128,11 @@ class Evidence:
         return given[name] if isinstance(given[name], Mapping) else {}
 
 
+def usable(value: float) -> bool:
+    """Tell whether a number can be reckoned with: neither NaN nor infinite, nor so large that its square is."""
+    return math.isfinite(value) and abs(value) < HUGE
+
+
 def _number(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < HUGE
     return value if is_number else None

@@ -6,7 +6,7 @@ import math
 
 from fitkit.diagnosis import patch
 from fitkit.diagnosis.evidence import Evidence
-from fitkit.diagnosis.finding import Finding
+from fitkit.diagnosis.finding import Finding, Severity
 from fitkit.diagnosis.optimization import CHANCE, falling, share
 from fitkit.diagnosis.trend import standard_error
 
@@ -20,8 +20,8 @@ def no_signal(run: Evidence) -> Finding | None:
     if val.lowest < 0.93 * chance or not learnt:
         return None
     text = (
-        f"Nothing of what was learnt holds for new rows: the training loss fell to {loss.end:.3g}, but val_loss is "
-        f"{val.lowest:.3g} at its best, and a constant prediction has {chance:.3g}."
+        f"Next to nothing of what was learnt holds for new rows: the training loss fell to {loss.end:.3g}, but "
+        f"val_loss is {val.lowest:.3g} at its best, and a constant prediction has {chance:.3g}."
     )
     advice = "See that targets belong to their rows (shuffled labels look like this), and that inputs tell about them."
     return Finding("no_signal", "warning", text, advice)
@@ -40,20 +40,22 @@ def overfitting(run: Evidence) -> Finding | None:
         fall = (begin - loss.end) / begin
         if rise > max(0.05 * run.scale, 0.1 * abs(val.lowest), 3 * val.noise) and fall > 0.1:
             text = (
-                f"Overfits from epoch {epoch} of {run.epochs}: val_loss +{share(rise, abs(val.lowest))} "
-                f"({val.lowest:.3g} to {val.end:.3g}) while loss −{100 * fall:.0f} % ({begin:.3g} to {loss.end:.3g})."
+                f"From epoch {epoch} of {run.epochs} on: val_loss +{share(rise, abs(val.lowest))} ({val.lowest:.3g} to "
+                f"{val.end:.3g}) while loss −{100 * fall:.0f} % ({begin:.3g} to {loss.end:.3g})."
             )
             return Finding("overfitting", "warning", text, advice, fixes)
     return _gap(run, advice, fixes)
 
 
 def _gap(run: Evidence, advice: str, fixes: patch.Patch) -> Finding | None:
-    """Find scores that are much better for training rows than for others, at the best epoch."""
-    loss, val, chance = run.loss, run.val_loss, run.scale
+    """Find scores that are much better for training rows than for others, in the best epoch or the last."""
+    loss, val, scale = run.loss, run.val_loss, run.scale
     assert loss is not None and val is not None
-    epoch = run.best_epoch or val.epochs[val.best]
-    train, held = loss.at(epoch), val.at(epoch)
-    if train is None or held is None or held - train < 0.15 * chance or train > 0.5 * held:
+    for epoch in (run.best_epoch or val.epochs[val.best], val.epochs[-1]):
+        train, held = loss.at(epoch), val.at(epoch)
+        if train is not None and held is not None and held - train > 0.15 * scale and train < 0.5 * held:
+            break
+    else:
         return None
     text = f"Training rows are fitted far better than new ones: loss {train:.3g}, val_loss {held:.3g} in epoch {epoch}"
     accuracy, val_accuracy = run.curve("accuracy"), run.curve("val_accuracy")
@@ -67,11 +69,6 @@ def _gap(run: Evidence, advice: str, fixes: patch.Patch) -> Finding | None:
     return Finding("overfitting", "warning", text, advice, fixes)
 
 
-def held_down(run: Evidence) -> Finding | None:
-    """Find underfitting of which the spec tells the cause: a weight decay or a dropout that lets the model do little."""
-    return underfitting(run) if patch.less_decay(run) or patch.dropout_of(run) >= 0.5 else None
-
-
 def underfitting(run: Evidence) -> Finding | None:
     """Find a training loss that stays high and falls no more, while validation is no worse."""
     loss, val, chance = run.loss, run.val_loss, run.chance("loss")
@@ -82,12 +79,19 @@ def underfitting(run: Evidence) -> Finding | None:
     gap = (val.end - loss.end) / chance if val is not None else 0.0
     if explained >= 0.65 or gap > 0.2 or smoothing > 0 or falling(loss) * len(loss) > 0.15 * chance:
         return None
-    text = f"The training loss stays at {loss.end:.3g}, only {share(chance - loss.end, chance)} below a constant prediction"
+    below = share(chance - loss.end, chance)
+    text = f"The training loss stays at {loss.end:.3g}, only {below} below a constant prediction"
     accuracy = run.curve("accuracy")
     if explained >= 0.25:
-        if accuracy is None or loss.end < _calibrated(accuracy.end, run):
+        if accuracy is None:
             return None
-        text += f", and higher than its accuracy of {accuracy.end:.3g} needs: the outputs are held small"
+        guessed = 1 / max(run.classes or 2, 2)
+        if (accuracy.end - guessed) / (1 - guessed) < 0.45:  # right less often than not, beyond what guessing gives
+            text += f", with an accuracy of {accuracy.end:.3g}"
+        elif loss.end > _calibrated(accuracy.end, run):
+            text += f", and higher than its accuracy of {accuracy.end:.3g} needs: the outputs are held small"
+        else:
+            return None
     if val is not None:
         text += f"; val_loss is {val.end:.3g}, so it is not overfitting"
     decay, dropout = patch.less_decay(run), patch.less_dropout(run)
@@ -100,7 +104,7 @@ def underfitting(run: Evidence) -> Finding | None:
 
 def _calibrated(accuracy: float, run: Evidence) -> float:
     """Return the cross entropy of one that is right with this share, knows it, and spreads the rest evenly."""
-    classes = max(2.0, math.exp(run.chance("loss") or math.log(2)))
+    classes = max(run.classes or 2, 2)
     share = min(max(accuracy, 1 / classes), 1 - 1e-6)
     return -share * math.log(share) - (1 - share) * math.log((1 - share) / (classes - 1))
 
@@ -122,7 +126,8 @@ def train_worse_than_val(run: Evidence) -> Finding | None:
     drawn = 2 * held / math.sqrt(run.rows or 100)  # the standard error of a mean of losses, which have long tails
     if train - held < 3 * drawn:
         return None
-    dropout, severity = patch.dropout_of(run), "warning" if train - held > 0.12 * scale and train > 1.4 * held else "info"
+    dropout = patch.dropout_of(run)
+    severity: Severity = "warning" if train - held > 0.12 * scale and train > 1.4 * held else "info"
     cause = f" The dropout is {dropout:g}." if dropout else ""
     text = (
         f"Training rows are fitted worse than new ones: loss {train:.3g}, val_loss {held:.3g} on average over the last "
@@ -139,7 +144,7 @@ def train_worse_than_val(run: Evidence) -> Finding | None:
 def leak(run: Evidence) -> Finding | None:
     """Find a validation score that is too good to be true."""
     val, chance, rows = run.val_loss, run.chance("val_loss"), run.rows or 0
-    if val is None or chance is None or chance <= 0 or val.lowest > 0.001 * chance or rows < 30:
+    if val is None or chance is None or chance <= 0 or val.lowest > 0.0015 * chance or rows < 30:
         return None
     text = f"val_loss is {val.lowest:.2g}, {share(val.lowest, chance)} of a constant prediction's {chance:.3g}"
     accuracy = run.curve("val_accuracy")
@@ -149,7 +154,7 @@ def leak(run: Evidence) -> Finding | None:
             return None
         text += f", and all of {rows:,} rows were right from epoch {accuracy.epochs[accuracy.values.index(right)]} on"
     advice = (
-        "That is too good for most data: look for a column that gives the target away, and for validation rows that are "
-        "in the training part too."
+        "That is too good for most data: look for a column that gives the target away, and for validation rows that "
+        "are in the training part too."
     )
     return Finding("leak", "warning", f"{text}.", advice)

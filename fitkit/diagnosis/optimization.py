@@ -10,9 +10,10 @@ import math
 import re
 
 from fitkit.diagnosis import patch
-from fitkit.diagnosis.evidence import FAILED, Evidence
-from fitkit.diagnosis.finding import Finding
+from fitkit.diagnosis.evidence import Evidence, usable
+from fitkit.diagnosis.finding import Finding, Severity
 from fitkit.diagnosis.trend import Curve
+from fitkit.errors import FAILED
 
 CHANCE = 0.97  # of a constant prediction's loss: what is not below has learnt next to nothing
 
@@ -42,7 +43,7 @@ def failure(run: Evidence) -> Finding | None:
 
 def divergence(run: Evidence) -> Finding | None:
     """Find a training loss that is not finite, or ends far above what it had reached and what a constant gives."""
-    broken = [e for e, v in enumerate(run.columns.get("loss", ()), 1) if not math.isfinite(v)]
+    broken = [e for e, v in enumerate(run.columns.get("loss", ()), 1) if not usable(v)]
     curve = run.loss
     advice = "Make smaller steps: a lower lr, a warm-up, or a clipped gradient (fit.clip_norm: 1.0)."
     if broken:
@@ -67,7 +68,9 @@ def learning_rate_too_high(run: Evidence) -> Finding | None:
         return None
     advice = "Lower lr, or warm it up (schedule: {cosine: {warmup: 0.1}}). Inputs that are not scaled look the same."
     early = max(curve.values[:3])
-    start = max(run.chance("loss") or 0.0, math.log(run.classes or 1))  # a model that does not prefer any class yet
+    start = max(
+        run.chance("loss") or 0.0, math.log(max(run.classes or 1, 1))
+    )  # a model that does not prefer any class yet
     if start and run.classifies and early > 1.5 * start:
         text = (
             f"The training loss was {early:.3g} in epoch {curve.epochs[curve.values.index(early)]}, where guessing "
@@ -97,7 +100,7 @@ def falling(curve: Curve, part: float = 0.4) -> float:
 
 
 def pace(run: Evidence) -> tuple[float, float] | None:
-    """Return how much the training loss falls an epoch, and how many more epochs it takes to a third of chance's.
+    """Return how much the training loss falls an epoch, and how many more it takes to 30 % of chance's.
 
     The fall is that of the middle of the run, where a schedule has not yet taken the learning rate away, and None when
     nothing falls there, or a tenth of the chance's loss would not be gained in as many epochs again.
@@ -151,7 +154,7 @@ def learning_rate_too_low(run: Evidence) -> Finding | None:
     fall, more = found
     text = (
         f"The training loss fell steadily but slowly, from {curve.first:.3g} to {curve.end:.3g} in {len(curve)} epochs"
-        f"{lr_text(run)}: at {fall:.2g} an epoch it needs {more:.0f} more to come to a third of a constant prediction's."
+        f"{lr_text(run)}: at {fall:.2g} an epoch it needs {more:.0f} more to come to 30 % of a constant prediction's."
     )
     return Finding("learning_rate_too_low", "warning", text, "Raise lr.", patch.scaled_lr(run, 10))
 
@@ -180,7 +183,7 @@ def target_not_scaled(run: Evidence) -> Finding | None:
     if curve is None or chance is None or run.classifies or chance < 100 or curve.end < 0.9 * chance:
         return None
     text = (
-        f"The training loss is {curve.end:.3g} after {run.epochs} epochs, that of the mean of all targets {chance:.3g}: "
+        f"The training loss is {curve.end:.3g} after {run.epochs} epochs, that of a constant prediction {chance:.3g}: "
         "the targets are so large that the model has not even come to their mean."
     )
     advice = "Scale the target (to mean 0, standard deviation 1), or raise lr a lot."
@@ -225,9 +228,11 @@ def train_longer(run: Evidence) -> Finding | None:
     much = gain > 0.03 * run.scale and gain > 0.08 * abs(curve.end)
     if not much and not last:
         return None
-    text = f"The best epoch is the last, {curve.epochs[-1]}: {column} {curve.values[-1]:.4g}" if last else (
-        f"{column} still falls at the end, {curve.values[-1]:.4g} in epoch {curve.epochs[-1]}"
+    text = (
+        f"The best epoch is the last, {curve.epochs[-1]}: {column} {curve.values[-1]:.4g}"
+        if last
+        else (f"{column} still falls at the end, {curve.values[-1]:.4g} in epoch {curve.epochs[-1]}")
     )
     text += f", and falls by {share(fall, abs(curve.end) or 1)} an epoch." if fall > 0 else "."
-    severity = "warning" if much else "info"
+    severity: Severity = "warning" if much else "info"
     return Finding("train_longer", severity, text, "Train longer: the run ended before the model was done.", fix)

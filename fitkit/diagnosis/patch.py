@@ -34,7 +34,7 @@ def usual_lr(run: Evidence) -> Patch:
     """Bring a learning rate that is ten times off to where it usually works."""
     name, _ = run.component("optimizer")
     lr, usual = run.number("optimizer", "lr"), USUAL_LR.get(name, ADAPTIVE_LR)
-    return (f"optimizer.{name}.lr={rounded(usual)}",) if lr and abs(math.log10(lr / usual)) >= 0.99 else ()
+    return (f"optimizer.{name}.lr={rounded(usual)}",) if lr and lr > 0 and abs(math.log10(lr / usual)) >= 0.99 else ()
 
 
 def calmer(run: Evidence) -> Patch:

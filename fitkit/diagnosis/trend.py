@@ -7,9 +7,9 @@ differences, 1.4826 * median(|y[i-1] - 2 y[i] + y[i+1]|) / sqrt(6): a straight t
 
 from __future__ import annotations
 
+import bisect
 import math
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -56,7 +56,8 @@ class Curve:
 
     def at(self, epoch: int) -> float | None:
         """Return the smoothed value of an epoch, None where nothing was measured."""
-        return self.smooth[self.epochs.index(epoch)] if epoch in self.epochs else None
+        index = bisect.bisect_left(self.epochs, epoch)
+        return self.smooth[index] if index < len(self) and self.epochs[index] == epoch else None
 
     def tail(self, share: float) -> Curve:
         """Return the last part of the curve, at least three values if there are."""

@@ -11,18 +11,27 @@ from fitkit.diagnosis.trend import standard_error, wilson
 from fitkit.errors import listing, show
 
 FEW_ROWS = 30
+LEAST = 3  # rows of a class that is missed
+SWAMPED = 0.8  # of the rows in one class: the loss is small for who never predicts another
 WIDE = 0.03  # half an interval of accuracy from which on it is worth a word
+
+
+def rare_class_never_predicted(run: Evidence) -> Finding | None:
+    """Find classes that are never predicted where one class has most of the rows: all else then follows from that."""
+    return class_never_predicted(run) if (run.chance("val_accuracy") or 0.0) >= SWAMPED else None
 
 
 def class_never_predicted(run: Evidence) -> Finding | None:
     """Find classes that validation rows have and the model never gives."""
     found = run.predictions
-    if found is None or not found.true or sum(1 for count in found.predicted if count) <= 1 < len(found.true) - 1:
+    if found is None or len(found.true) != len(found.predicted):
         return None
-    missing = [i for i, (true, given) in enumerate(zip(found.true, found.predicted, strict=True)) if true >= 3 and not given]
+    counts = enumerate(zip(found.true, found.predicted, strict=True))
+    missing = [i for i, (true, given) in counts if true >= LEAST and not given]
     if not missing:
         return None
-    words = [f"{show(found.names[i])} ({found.true[i]} rows)" for i in missing]
+    names = found.names if len(found.names) == len(found.true) else tuple(map(str, range(len(found.true))))
+    words = [f"{show(names[i])} ({found.true[i]} rows)" for i in missing]
     text = f"The model predicts {'a class' if len(missing) == 1 else 'classes'} never: {listing(words)}."
     advice = "Look at the classes' weights and counts: give each the same weight in the loss, or more rows."
     return Finding("class_never_predicted", "warning", text, advice, patch.balanced(run))
@@ -49,7 +58,9 @@ def no_better_than_largest_class(run: Evidence) -> Finding | None:
     right = accuracy.at(run.best_epoch or 0) or accuracy.end
     if right - largest > standard_error(largest, rows):
         return None
-    text = f"val_accuracy is {right:.3g}, and {largest:.3g} of the rows are of the largest class: it tells nothing more."
+    text = (
+        f"val_accuracy is {right:.3g}, and {largest:.3g} of the rows are of the largest class: it tells nothing more."
+    )
     advice = "Weigh the classes equally, and measure what sees the small ones: recall a class, F1, AUROC."
     return Finding("no_better_than_largest_class", "warning", text, advice, patch.balanced(run))
 

@@ -1,0 +1,98 @@
+"""The diagnosis of a run folder: its history, and what the model predicts for the validation part."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from torch import Tensor
+
+from fitkit import run_folder
+from fitkit.after.finished import read_spec
+from fitkit.builder import assemble
+from fitkit.builder.tables import TABLES
+from fitkit.diagnosis import Diagnosis, Predictions
+from fitkit.engine import weights
+from fitkit.errors import FAILED, CheckpointError, FitkitError
+from fitkit.evaluation.outcomes import Outcomes, take_outcomes
+from fitkit.history import History
+from fitkit.spec.options import FitOptions
+
+NEEDS_PREDICTIONS = "whether some class is never predicted, or all rows get the same output"
+
+
+def diagnose(run: History | Path | str, *, root: Path | str | None = None) -> Diagnosis:
+    """Return what the numbers of a run say about it, in words, with spec patches to try.
+
+    Args:
+        run: a History, or a run folder, whose validation part is predicted too where data and model can be had.
+        root: where the paths of the run's data start; the working directory unless given.
+
+    Raises CheckpointError for a folder that holds no run, or one that is unfinished or damaged.
+    """
+    if isinstance(run, History):
+        return run.diagnose()
+    folder = Path(run)
+    history = _read(folder)
+    if history.stopped.startswith(FAILED) or not (folder / run_folder.WEIGHTS).is_file() or "val_loss" not in history:
+        return history.diagnose()
+    try:
+        found = predictions(_outcomes(folder, None if root is None else Path(root)))
+    except FitkitError as error:
+        diagnosis = history.diagnose()
+        reason = str(error).split("\n")[0]
+        return dataclasses.replace(diagnosis, told=(*diagnosis.told, f"{NEEDS_PREDICTIONS}: {reason}"))
+    return history.diagnose(found)
+
+
+def _read(folder: Path) -> History:
+    """Return the history of a run that has ended, whatever way."""
+    if not (folder / run_folder.RESOLVED).is_file():
+        raise CheckpointError(f"{folder}: this is not a run folder: there is no {run_folder.RESOLVED} in it.")
+    status = run_folder.status(folder)
+    if status == "running":
+        raise CheckpointError(
+            f"{folder}: this run is still going on, or was killed: there is no history to read yet. If it was killed, "
+            "go on with it: fitkit fit SPEC --out FOLDER --resume."
+        )
+    history = run_folder.read_history(folder)
+    if status == "failed" and not history.stopped.startswith(FAILED):  # of an earlier version, or the disk was full
+        history.stopped = f"{FAILED}{history.stopped or 'its error was not noted.'}"
+    return history
+
+
+def _outcomes(folder: Path, root: Path | None) -> Outcomes:
+    """Return what the kept weights of a run give for its validation part, which is read and split again."""
+    run_folder.refuse_links(folder)
+    spec = read_spec(folder, root)
+    if spec.model is None or spec.data is None or spec.data.name == "arrays":
+        raise CheckpointError("its model or data was given in Python.")
+    options = FitOptions(batch_size=spec.fit.batch_size, precision=spec.fit.precision)  # no compiler, no workers
+    path = folder / run_folder.WEIGHTS
+    state, transform, _ = weights.load(path, links=False)
+    trainer, prepared = assemble(dataclasses.replace(spec, callbacks=(), fit=options), None, None, None)
+    weights.put(trainer.model, state, path)
+    if trainer.objective.transform is not None:
+        weights.put(trainer.objective.transform, transform, path)
+    [loss] = trainer.card["spec"]["loss"]
+    facts, card = dict(TABLES["losses"][loss].facts), dict(trainer.card)
+    return take_outcomes(trainer.model, trainer.objective, prepared.parts["val"], facts, part="val", card=card)
+
+
+def predictions(outcomes: Outcomes) -> Predictions:
+    """Return the few numbers of a part's outcomes that the rules of the diagnosis look at."""
+    if outcomes.kind == "values":
+        return Predictions(spread=_spread(outcomes.predicted), target_spread=_spread(outcomes.targets))
+    count = outcomes.class_count
+    scores = outcomes.probabilities() if outcomes.can_be_probabilities else outcomes.outputs
+    return Predictions(
+        true=tuple(outcomes.targets.bincount(minlength=count).tolist()),
+        predicted=tuple(outcomes.predicted.bincount(minlength=count).tolist()),
+        names=tuple(outcomes.class_names),
+        spread=_spread(scores),
+    )
+
+
+def _spread(values: Tensor) -> float | None:
+    """Return the largest standard deviation over the samples (M, ...) of a number of each; None for one sample."""
+    return float(values.double().reshape(len(values), -1).std(0).max()) if len(values) > 1 else None
