@@ -44,10 +44,10 @@ def overfitting(run: Evidence) -> Finding | None:
                 f"{val.end:.3g}) while loss −{100 * fall:.0f} % ({begin:.3g} to {loss.end:.3g})."
             )
             return Finding("overfitting", "warning", text, advice, fixes)
-    return _gap(run, advice, fixes)
+    return _gap(run, advice)
 
 
-def _gap(run: Evidence, advice: str, fixes: patch.Patch) -> Finding | None:
+def _gap(run: Evidence, advice: str) -> Finding | None:
     """Find scores that are much better for training rows than for others, in the best epoch or the last."""
     loss, val, scale = run.loss, run.val_loss, run.scale
     assert loss is not None and val is not None
@@ -66,7 +66,7 @@ def _gap(run: Evidence, advice: str, fixes: patch.Patch) -> Finding | None:
         text += f", accuracy {own:.3g} and {new:.3g}"
     rows = run.samples.get("train")
     text += f", with {rows:,} training rows." if rows else "."
-    return Finding("overfitting", "warning", text, advice, fixes)
+    return Finding("overfitting", "warning", text, advice, (*patch.more_decay(run), *patch.more_dropout(run)))
 
 
 def underfitting(run: Evidence) -> Finding | None:

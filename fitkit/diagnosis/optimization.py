@@ -76,7 +76,8 @@ def learning_rate_too_high(run: Evidence) -> Finding | None:
             f"The training loss was {early:.3g} in epoch {curve.epochs[curve.values.index(early)]}, where guessing "
             f"has {start:.3g}: the first steps threw the weights far off{lr_text(run)}."
         )
-        return Finding("learning_rate_too_high", "warning", text, advice, patch.calmer(run))
+        fixes = (*patch.scaled_inputs(run), *patch.calmer(run))
+        return Finding("learning_rate_too_high", "warning", text, advice, fixes)
     if len(curve) < 5:
         return None
     rest = Curve(curve.epochs[1:], curve.values[1:])
@@ -195,8 +196,9 @@ def plateau(run: Evidence) -> Finding | None:
     curve, rates = run.loss, run.curve("lr")
     if curve is None or len(curve) < 8:
         return None
-    levels = [i for i, value in enumerate(curve.smooth) if value - curve.end > 0.01 * run.scale]
-    still = levels[-1] + 1 if levels else 0  # the first index from which the loss stays within 1 % of the scale
+    near = max(min(0.01 * run.scale, 0.05 * abs(curve.end)), 2 * curve.tail(0.5).noise)
+    levels = [i for i, value in enumerate(curve.smooth) if value - curve.end > near]
+    still = levels[-1] + 1 if levels else 0  # the first index from which the loss stays where it ends
     if len(curve) - still < 0.5 * len(curve) or still == 0:
         return None
     epoch, top = curve.epochs[still], max(rates.values) if rates else 0.0
@@ -235,4 +237,5 @@ def train_longer(run: Evidence) -> Finding | None:
     )
     text += f", and falls by {share(fall, abs(curve.end) or 1)} an epoch." if fall > 0 else "."
     severity: Severity = "warning" if much else "info"
-    return Finding("train_longer", severity, text, "Train longer: the run ended before the model was done.", fix)
+    advice = "Train longer: the run ended before the model was done." if much else "A longer run may be better still."
+    return Finding("train_longer", severity, text, advice, fix)

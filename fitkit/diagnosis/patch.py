@@ -37,6 +37,16 @@ def usual_lr(run: Evidence) -> Patch:
     return (f"optimizer.{name}.lr={rounded(usual)}",) if lr and lr > 0 and abs(math.log10(lr / usual)) >= 0.99 else ()
 
 
+def scaled_inputs(run: Evidence) -> Patch:
+    """Standardize arrays that Python gave, which go as they are unless the spec says so; token ids have no scale."""
+    source, arguments = run.component("data")
+    first = run.layers[0] if run.layers else run.component("model")[0]
+    first = next(iter(first), "") if isinstance(first, Mapping) else first
+    takes_numbers = isinstance(first, str) and first.startswith(("Linear", "Conv", "Flatten", "mlp", "cnn"))
+    as_it_is = source == "arrays" and arguments.get("transform", "auto") in ("auto", None)
+    return ("data.arrays.transform=standardize",) if as_it_is and takes_numbers else ()
+
+
 def calmer(run: Evidence) -> Patch:
     """Make smaller steps: a momentum near 1 first, else the learning rate."""
     name, _ = run.component("optimizer")

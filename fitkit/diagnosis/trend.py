@@ -106,5 +106,5 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 def standard_error(share: float, count: int) -> float:
     """Return the standard error of a share, with one success and one failure added so that it is never 0."""
-    share = (share * count + 1) / (count + 2)
+    share = (min(max(share, 0.0), 1.0) * count + 1) / (count + 2)
     return math.sqrt(share * (1 - share) / (count + 2))
