@@ -104,7 +104,9 @@ def test_a_history_keeps_these_facts_and_reads_files_that_do_not_have_them():
     assert (old.samples, old.classes, old.baseline) == ({}, None, {})
 
 
-@pytest.mark.parametrize("name, value", [("samples", [1]), ("samples", {"val": "x"}), ("baseline", 3), ("classes", "b")])
+@pytest.mark.parametrize(
+    "name, value", [("samples", [1]), ("samples", {"val": "x"}), ("baseline", 3), ("classes", "b")]
+)
 def test_facts_of_another_kind_are_refused(name, value):
     document = json.loads(history_of(TRAIN, VAL).to_json()) | {name: value}
     with pytest.raises(fitkit.CheckpointError, match="not the JSON of a History"):

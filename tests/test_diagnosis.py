@@ -50,6 +50,7 @@ def jagged(values, by):
 
 GOOD = falling(2.3, 0.2, 20, 0.5)
 SMALL = {"samples": (1000, 12)}
+FITTED = falling(2.3, 0.05, 20, 0.4)
 RISING = falling(2.3, 0.5, 8, 0.5) + [0.55 + 0.06 * i for i in range(12)]
 LINE = [2.3 - 0.015 * i for i in range(20)]
 STOPS = falling(2.3, 0.6, 4, 1.0) + [0.62] * 16
@@ -71,7 +72,7 @@ FOUND = {
     "no_signal": history_of(loss=[2.3 - 0.05 * i for i in range(20)], val_loss=[2.3 + 0.03 * i for i in range(20)]),
     "leak": history_of(loss=falling(2, 0.001, 20, 2), val_loss=[0.001] * 20, val_accuracy=[1.0] * 20),
     "no_better_than_largest_class": history_of(loss=GOOD, val_loss=GOOD, val_accuracy=[0.9] * 20),
-    "overfitting": history_of(loss=falling(2.3, 0.05, 20, 0.4), val_loss=RISING),
+    "overfitting": history_of(loss=FITTED, val_loss=RISING),
     "train_worse_than_val": history_of(DROPOUT, loss=falling(2.3, 1.1, 20), val_loss=falling(2.2, 0.4, 20)),
     "plateau": history_of(loss=STOPS, val_loss=STOPS, lr=[0.01] * 4 + [1e-6] * 16),
     "underfitting": history_of(DECAY, loss=[1.9] * 20, val_loss=[1.9] * 20, accuracy=[0.3] * 20),
@@ -121,7 +122,7 @@ def test_a_patch_changes_the_spec_of_the_run_and_is_a_valid_spec(name):
 def test_a_patch_names_the_optimizer_of_the_run(optimizer):
     low = history_of({"optimizer": optimizer}, loss=LINE, val_loss=LINE).diagnose().findings[0]
     assert low.patch[0].startswith(f"optimizer.{optimizer}.lr=")
-    over = history_of({"optimizer": optimizer}, loss=falling(2.3, 0.05, 20, 0.4), val_loss=RISING).diagnose().findings[0]
+    over = history_of({"optimizer": optimizer}, loss=FITTED, val_loss=RISING).diagnose().findings[0]
     assert over.name == "overfitting" and "callbacks.EarlyStopping.patience=5" in over.patch
     fitkit.load_spec({**SPEC, "optimizer": optimizer}, [*low.patch, *over.patch])
 
@@ -132,7 +133,7 @@ def test_a_patch_never_proposes_what_the_spec_says_already():
         "callbacks": {"EarlyStopping": {"patience": 5}},
         "model": {"mlp": {"hidden": [8], "dropout": 0.5}},
     }
-    found = history_of(spec, loss=falling(2.3, 0.05, 20, 0.4), val_loss=RISING).diagnose().findings[0]
+    found = history_of(spec, loss=FITTED, val_loss=RISING).diagnose().findings[0]
     assert found.name == "overfitting" and found.patch == ()
     found = history_of({"schedule": "cosine"}, loss=STOPS, val_loss=STOPS, lr=[0.01] * 4 + [1e-6] * 16).diagnose()
     assert found.findings[0].name == "plateau" and found.findings[0].patch == ()
@@ -152,7 +153,9 @@ def test_the_verdict_on_overfitting_says_from_where_and_by_how_much():
     val = [1.0, 0.9, 0.8, 0.7, 0.6, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2]
     text = history_of(loss=loss, val_loss=val).diagnose().verdict
     # running medians of three: val_loss is lowest in epoch 5 (0.6), loss is 0.4 there; the last two give the ends
-    assert text.startswith("overfitting: from epoch 5 of 12 on: val_loss +91.7 % (0.6 to 1.15) while loss −75 % (0.4 to")
+    assert text.startswith(
+        "overfitting: from epoch 5 of 12 on: val_loss +91.7 % (0.6 to 1.15) while loss −75 % (0.4 to"
+    )
 
 
 @pytest.mark.parametrize("at", range(3, 20))
@@ -167,7 +170,9 @@ def test_a_healthy_run_is_said_to_look_healthy_with_its_numbers():
     found = history.diagnose()
     assert found.healthy
     low, high = wilson(0.95, 200)
-    assert found.verdict.startswith("looks healthy: val_loss 0.2301, 90 % below a constant prediction; val_accuracy 0.95 ")
+    assert found.verdict.startswith(
+        "looks healthy: val_loss 0.2301, 90 % below a constant prediction; val_accuracy 0.95 "
+    )
     assert f"(95 %: {low:.3f} to {high:.3f})" in found.verdict and "(epoch 20 of 20)" in found.verdict
 
 
@@ -189,7 +194,7 @@ def test_without_an_epoch_validation_or_baseline_it_says_so():
 
 def test_epochs_that_were_not_validated_are_left_out():
     val = [value if epoch % 2 else None for epoch, value in enumerate(RISING)]
-    found = history_of(loss=falling(2.3, 0.05, 20, 0.4), val_loss=val).diagnose()
+    found = history_of(loss=FITTED, val_loss=val).diagnose()
     assert found.names[0] == "overfitting"
 
 

@@ -16,7 +16,6 @@ from fitkit.diagnosis.finding import Diagnosis, Finding
 
 __all__ = ["Diagnosis", "Evidence", "Finding", "Predictions", "diagnose"]
 
-FEW_EPOCHS = 4  # with fewer no trend can be told
 EVERYTHING = "*"
 
 # The rules in the order of rank, and what is not said beside their findings, since it follows from them.
@@ -83,12 +82,12 @@ def _verdict(run: Evidence, findings: list[Finding]) -> str:
     if loss is not None:
         words.append(f"loss {loss.values[-1]:.4g} at the end")
     said = f"{'; '.join(words)} (epoch {epoch} of {run.epochs})"
-    return f"too early to tell: {said}." if run.epochs < FEW_EPOCHS else f"looks healthy: {said}."
+    return f"too early to tell: {said}." if run.epochs < optimization.FEW_EPOCHS else f"looks healthy: {said}."
 
 
 def _untold(run: Evidence) -> tuple[str, ...]:
     told = []
-    if 0 < run.epochs < FEW_EPOCHS:
+    if 0 < run.epochs < optimization.FEW_EPOCHS:
         told.append(f"trends, such as overfitting or a plateau: there are only {run.epochs} epochs, and 4 are needed.")
     if run.val_loss is None and run.epochs:
         told.append("overfitting, and whether anything holds for new rows: nothing was validated.")

@@ -15,6 +15,7 @@ from fitkit.diagnosis.finding import Finding, Severity
 from fitkit.diagnosis.trend import Curve
 from fitkit.errors import FAILED
 
+FEW_EPOCHS = 4  # with fewer no trend can be told
 CHANCE = 0.97  # of a constant prediction's loss: what is not below has learnt next to nothing
 
 
@@ -227,7 +228,7 @@ def train_longer(run: Evidence) -> Finding | None:
     gain = fall * epochs  # what another quarter of the run would bring at this pace
     if not last and gain < 0.02 * run.scale:
         return None
-    much = gain > 0.03 * run.scale and gain > 0.08 * abs(curve.end)
+    much = gain > 0.03 * run.scale and gain > 0.08 * abs(curve.end) and run.epochs >= FEW_EPOCHS
     if not much and not last:
         return None
     text = (
