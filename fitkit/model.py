@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,15 +14,17 @@ from torch import Tensor, nn
 from fitkit import files, run_folder
 from fitkit.builder import Overrides, SpecLike, check_tree, load_spec, make_model, size
 from fitkit.builder.card import PRECISIONS, check_card
-from fitkit.builder.data import Prepared, prepare
+from fitkit.builder.data import prepare
 from fitkit.builder.objective import choose_loss, make_objective
 from fitkit.builder.tables import TABLES
 from fitkit.data import Feature, Inputs
 from fitkit.engine import weights
 from fitkit.engine.devices import choose_device
 from fitkit.engine.intake import tensor
-from fitkit.engine.step import Evaluator, Objective, eval_mode
+from fitkit.engine.step import Objective, eval_mode
 from fitkit.errors import CheckpointError, DataError, FitkitError, SpecError
+from fitkit.evaluation.evaluation import Evaluation, evaluate
+from fitkit.evaluation.outcomes import Outcomes, take_outcomes
 from fitkit.history import History
 from fitkit.parts.callback import Callback
 from fitkit.parts.transforms import Affine
@@ -167,8 +170,11 @@ class Model:
         facts = TABLES["losses"][name].facts
         return facts["target"], facts["output"]
 
-    def evaluate(self, data: Any, *, batch_size: int = PREDICT_BATCH) -> dict[str, float]:
-        """Return loss and metrics on `data`, given as for `fit`; every sample counts once."""
+    def outcomes(self, data: Any, *, batch_size: int = PREDICT_BATCH, part: str = "data") -> Outcomes:
+        """Return what the model gives for each sample of `data`, given as for `fit`, beside what is right.
+
+        `part` is what messages call the data.
+        """
         self._meaning()
         device = str(self.device) if self.device.type == "cuda" else self.device.type
         measured = {key: self.card["spec"][key] for key in ("loss", "metrics")}
@@ -179,13 +185,21 @@ class Model:
         if isinstance(data, Mapping):
             raise DataError("evaluate takes one part: (x, y), a Dataset or a DataLoader.")
         dtype = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
-        given = {"train": data}
-        prepared = prepare(spec, given, dtype=dtype, device=self.device, transform=self.transform)
-        prepared = Prepared(**{**vars(prepared), "transform": self.transform})
+        prepared = prepare(spec, {"train": data}, dtype=dtype, device=self.device, transform=self.transform)
+        prepared = dataclasses.replace(prepared, transform=self.transform)
         contract = choose_loss(spec, prepared.target, prepared)
         built = bool(self.card["built"])
-        bound = make_objective(spec, contract, prepared, self.module, self.precision, built)
-        return dict(Evaluator(self.module, bound.objective)(prepared.parts["train"].in_order(), self.device))
+        objective = make_objective(spec, contract, prepared, self.module, self.precision, built).objective
+        facts = contract.loss.entry.facts
+        return take_outcomes(self.module, objective, prepared.parts["train"], facts, part=part, card=self.card)
+
+    def evaluate(self, data: Any, *, batch_size: int = PREDICT_BATCH) -> Evaluation:
+        """Return loss and metrics on `data`, given as for `fit`, as a mapping; every sample counts once.
+
+        It holds 95 % intervals, the classes one by one and their confusions too, or the residuals of a regression, and
+        prints as tables.
+        """
+        return evaluate(self.outcomes(data, batch_size=batch_size))
 
     def summary(self) -> str:
         """Return a table of the modules that hold parameters: name, kind, shapes, how many, how many are trained."""

@@ -49,6 +49,8 @@ class Lines(Callback):
         """Show what will run, on standard error."""
         if not self.quiet:
             print(printable(str(trainer)), file=sys.stderr)
+            if trainer.tier.compiles:
+                print("compiling takes up to a minute the first time; the next run starts compiled", file=sys.stderr)
 
     def on_epoch_end(self, trainer: Any) -> None:
         """Print the row of the epoch."""

@@ -222,20 +222,25 @@ def test_evaluate_measures_what_the_history_holds(run, capsys):
     best = json.loads((run / "summary.json").read_text())["best"]
     code, out, err = said(capsys, "evaluate", "a run", "--json")
     assert (code, err) == (0, "")
-    assert json.loads(out) == pytest.approx({"loss": best["val_loss"], "accuracy": best["val_accuracy"]})
+    found = json.loads(out)
+    assert {name: found[name] for name in ("loss", "accuracy")} == pytest.approx(
+        {"loss": best["val_loss"], "accuracy": best["val_accuracy"]}
+    )
+    assert found["part"] == "val" and found["samples"] == sum(row["support"] for row in found["classes"])
     code, out, err = said(capsys, "evaluate", "a run", "--split", "train")
-    assert (code, err) == (0, "") and out.startswith("train: loss ")
+    assert (code, err) == (0, "") and out.startswith("train: 36 samples\n")
 
 
 def test_each_look_at_the_test_split_is_counted(run, capsys):
     assert said(capsys, "evaluate", "a run", "--split", "test")[2].endswith("was looked at for the first time.\n")
     assert "was looked at 2 times now" in said(capsys, "evaluate", "a run", "--split", "test", "--json")[2]
-    assert len(json.loads((run / "test_looks.json").read_text())) == 2
+    looks = json.loads((run / "test_looks.json").read_text())
+    assert [look["command"] for look in looks] == ["evaluate --split test"] * 2
 
 
 def test_evaluate_takes_a_file_like_the_one_that_was_trained_on(run, capsys):
     code, out, err = said(capsys, "evaluate", "a run", "my data.csv")
-    assert (code, err) == (0, "") and out.startswith("my data.csv: loss ")
+    assert (code, err) == (0, "") and out.startswith("my data.csv: 60 samples\n")
 
 
 def test_predictions_are_those_of_the_model(run, folder, capsys):
@@ -278,6 +283,17 @@ def test_a_run_without_a_test_split_has_none_to_look_at(folder, capsys):
     code, out, err = said(capsys, "evaluate", "r", "--split", "test")
     assert (code, out) == (2, "") and "this run has no test split, only train, val." in err
     assert not (folder / "r" / "test_looks.json").exists()
+
+
+def test_clearing_the_cache_takes_torchs_own_files_too_and_nothing_else(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FITKIT_CACHE", str(tmp_path / "cache"))
+    for name in ("torch/ab/code.cpp", f"graphs/{'0' * 64}", "graphs/mine"):
+        (tmp_path / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cache" / name).write_text("four")
+    code, out, _ = said(capsys, "cache", "clear")
+    assert code == 0 and out.startswith("removed 1 compiled steps and torch's own files, 0.0 MB, from ")
+    assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()] == ["mine"]
+    assert said(capsys, "cache", "list")[1].startswith("0 compiled steps")
 
 
 # Extras

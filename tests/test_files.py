@@ -18,9 +18,9 @@ from torch import nn
 
 import fitkit
 from fitkit import files, run_folder
-from fitkit.after.evaluate import evaluate_file, evaluate_split
 from fitkit.after.finished import read_spec
 from fitkit.after.predict import as_text, predict_file
+from fitkit.after.run_outcomes import file_outcomes, read_outcomes
 from fitkit.after.survey import survey
 from fitkit.builder import build, load_spec
 from fitkit.commands import common
@@ -113,7 +113,7 @@ def commands_on(folder):
         lambda: run_folder.read_history(folder),
         lambda: run_folder.read_environment(folder),
         lambda: read_spec(folder),
-        lambda: evaluate_split(folder, "val", Path("/")),
+        lambda: read_outcomes(folder, "val", Path("/"), command=""),
         lambda: weights.load(folder / "model.safetensors", links=False),
     ]
 
@@ -323,7 +323,7 @@ def test_a_kind_that_can_run_code_is_opened_nowhere_and_the_error_converts_it(su
         *(lambda source=source: read(source, path) for source in SOURCES),
         lambda: fitkit.fit({"model": {"mlp": [4]}}, data=str(path)),
         lambda: fitkit.load(path),
-        lambda: evaluate_file(run, path),
+        lambda: file_outcomes(run, path),
         lambda: predict_file(run, path, tmp_path / "p.csv"),
         lambda: survey(path, None, tmp_path),
         lambda: common.run_folder(name),
@@ -369,7 +369,7 @@ def test_weights_that_are_not_finite_are_refused_by_their_name(value, run):
     with pytest.raises(CheckpointError, match=message):
         fitkit.load(run)
     with pytest.raises(CheckpointError, match=message):
-        evaluate_split(run, "val", Path("/"))
+        read_outcomes(run, "val", Path("/"), command="")
 
 
 def test_a_buffer_may_be_infinite_as_a_mask_is_but_not_nan(tmp_path):
@@ -479,7 +479,7 @@ def test_damaged_json_is_one_error_that_names_the_file(name, damage, run):
         "summary.json": lambda: run_folder.status(run),
         "env.json": lambda: run_folder.read_environment(run),
         "history.json": lambda: run_folder.read_history(run),
-        "test_looks.json": lambda: evaluate_split(run, "test", Path("/")),
+        "test_looks.json": lambda: read_outcomes(run, "test", Path("/"), command=""),
     }
     fits = {"env.json": {"type", "columns", "word"}, "test_looks.json": {"list"}}
     if damage in fits.get(name, ()):

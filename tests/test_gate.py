@@ -59,7 +59,6 @@ NAMES |= {
         ("engine/private.py", "_is_patched"),  # whether somebody put a function of their own on an optimizer
         ("engine/private.py", "attributes_of"),  # the plain values of a module, which are hashed
         ("engine/private.py", "changed"),  # whether somebody put a forward of their own on a module
-        ("model.py", "evaluate"),  # to copy a dataclass of ours
         ("engine/capture.py", "_put_back"),  # what a module's own code wrote into itself
         ("engine/signature.py", "plain"),
         ("engine/private.py", "hooked_modules"),

@@ -49,13 +49,16 @@ def choose_metrics(spec: Spec, loss: Component, kind: str, output: Tensor) -> tu
     return tuple(metrics)
 
 
-def bind_metric(metric: Component, loss: Component, output: Tensor, target: Tensor) -> Metric:
-    """Return a metric as the engine takes it, after a look at what it gives for an aligned output and target."""
+def bind_metric(metric: Component, reads: str, output: Tensor, target: Tensor) -> Metric:
+    """Return a metric as the engine takes it, after a look at what it gives for an aligned output and target.
+
+    `reads` is what the outputs are, as the loss declares: "logits", "probabilities", …
+    """
     facts, own = metric.entry.facts, metric.own()
     function: Callable[[Tensor, Tensor], Tensor] = (
         functools.partial(metric.entry.factory, **own) if own else metric.entry.factory
     )
-    to_metric = METRIC_OUTPUT.get(loss.entry.facts["output"])
+    to_metric = METRIC_OUTPUT.get(reads)
     if to_metric is not None:
         inner, change = function, to_metric
         function = lambda output, target: inner(change(output), target)  # noqa: E731

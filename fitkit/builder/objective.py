@@ -172,7 +172,7 @@ def make_objective(
     train_loss, val_loss = _bind_loss(loss, aligned)
     metrics = choose_metrics(spec, loss, contract.kind, aligned)
     _check_pair(loss, train_loss, aligned, target)
-    bound = tuple(bind_metric(metric, loss, aligned, target) for metric in metrics)
+    bound = tuple(bind_metric(metric, loss.entry.facts["output"], aligned, target) for metric in metrics)
     objective = replace(objective, align=align, loss=train_loss, val_loss=val_loss, metrics=bound)
     last, _ = class_dimensions(tuple(output.shape), tuple(y.shape))
     return Bound(

@@ -26,21 +26,18 @@ def run(arguments: argparse.Namespace) -> int:
     folder = run_folder(arguments.run_folder)
     run_codes(arguments)
     with importing():
-        from fitkit.after.evaluate import evaluate_file, evaluate_split
+        from fitkit.after.run_outcomes import file_outcomes, read_outcomes, say_looks
+        from fitkit.evaluation.evaluation import evaluate
 
     if arguments.data:
         if arguments.split:
             raise SpecError("give either DATA or --split, not both.")
-        values, looks = evaluate_file(folder, Path(arguments.data)), 0
+        outcomes = file_outcomes(folder, Path(arguments.data))
     else:
-        root = Path(arguments.root) if arguments.root else None
-        values, looks = evaluate_split(folder, arguments.split or "val", root)
-    what = arguments.data or arguments.split or "val"
-    if arguments.json:
-        print(json.dumps({key: value if value == value else None for key, value in values.items()}))
-    else:
-        print(f"{what}: " + ", ".join(f"{name} {value:.6g}" for name, value in values.items()))
-    if looks:
-        times = "for the first time" if looks == 1 else f"{looks} times now; each look makes it less of a test"
-        print(f"the test split of {folder} was looked at {times}.", file=sys.stderr)
+        part, root = arguments.split or "val", Path(arguments.root) if arguments.root else None
+        outcomes = read_outcomes(folder, part, root, command=f"evaluate --split {part}")
+    found = evaluate(outcomes)
+    print(json.dumps(found.to_json()) if arguments.json else found)
+    if outcomes.part == "test":
+        print(say_looks(folder), file=sys.stderr)
     return 0

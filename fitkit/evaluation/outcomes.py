@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -118,7 +118,7 @@ def take_outcomes(
     model: nn.Module,
     objective: Objective,
     batches: Batches,
-    facts: dict[str, Any],
+    facts: Mapping[str, Any],
     *,
     part: str,
     card: dict[str, Any],

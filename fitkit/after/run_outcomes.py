@@ -1,4 +1,4 @@
-"""Loss and metrics of a finished run, on one of its splits or on a file like the one that was trained on."""
+"""What a finished run gives for the samples of one of its splits, or of a file like the one that it was trained on."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from typing import Any
 from fitkit import files, run_folder
 from fitkit.after.finished import csv_settings, read_spec, read_x, refuse_code
 from fitkit.builder import assemble
+from fitkit.builder.card import check_card
+from fitkit.builder.tables import TABLES
 from fitkit.engine import weights
-from fitkit.errors import CheckpointError, DataError, SpecError, listing
+from fitkit.errors import CheckpointError, DataError, SpecError, listing, printable
+from fitkit.evaluation.outcomes import Outcomes, take_outcomes
 from fitkit.model import features, load
 from fitkit.parts import array_file, csv_table
 from fitkit.spec.options import FitOptions
@@ -20,8 +23,8 @@ from fitkit.spec.options import FitOptions
 LEDGER = "test_looks.json"  # when the test split was looked at: each look makes it less of a test
 
 
-def evaluate_split(folder: Path, split: str, root: Path | None = None) -> tuple[dict[str, float], int]:
-    """Return loss and metrics on a split, and how often the test split was looked at by now (0 for the others).
+def read_outcomes(folder: Path, part: str = "val", root: Path | None = None, *, command: str) -> Outcomes:
+    """Return a run's outcomes on one of its splits; where that is the test split, `command` goes into its ledger.
 
     The data is read and split again, which gives the same rows: they depend on data and seed alone.
     """
@@ -32,33 +35,52 @@ def evaluate_split(folder: Path, split: str, root: Path | None = None) -> tuple[
     if spec.model is None or spec.data is None or spec.data.name == "arrays":
         raise SpecError(f"{folder}: its model or data was given in Python: use fitkit.load(…).evaluate((x, y)).")
     path = folder / run_folder.WEIGHTS
-    state, transform, _ = weights.load(path, links=False)
+    state, transform, card = weights.load(path, links=False)
+    check_card(card, transform, path)
     trainer, prepared = assemble(spec, None, None, None)
-    if split not in prepared.parts:
-        raise SpecError(f"{folder}: this run has no {split} split, only {listing(prepared.parts)}.")
+    if part not in prepared.parts:
+        raise SpecError(f"{folder}: this run has no {part} split, only {listing(prepared.parts)}.")
     weights.put(trainer.model, state, path)
     if trainer.objective.transform is not None:
         weights.put(trainer.objective.transform, transform, path)
-    values = dict(trainer.evaluate(prepared.parts[split]))
-    return values, _note_look(folder) if split == "test" else 0
+    [loss] = trainer.card["spec"]["loss"]
+    known = {**trainer.card, "temperature": card.get("temperature")}
+    batches, facts = prepared.parts[part], TABLES["losses"][loss].facts
+    outcomes = take_outcomes(trainer.model, trainer.objective, batches, facts, part=part, card=known)
+    if part == "test":
+        _note_look(folder, command)
+    return outcomes
 
 
-def _note_look(folder: Path) -> int:
+def looks(folder: Path) -> list[dict[str, str]]:
+    """Return when and by which command the test split was looked at; CheckpointError where the ledger is damaged."""
     path = folder / LEDGER
     try:
-        looks: Any = files.read_json(path) if path.exists() else []
+        found: Any = files.read_json(path) if path.exists() else []
     except CheckpointError:
-        looks = None
-    if not isinstance(looks, list) or not all(isinstance(look, dict) for look in looks):
+        found = None
+    if not isinstance(found, list) or not all(isinstance(look, dict) for look in found):
         raise CheckpointError(f"{path}: is damaged, so nobody knows how often the test split was looked at.")
-    looks = [{"time": str(look.get("time")), "command": "evaluate --split test"} for look in looks]
-    looks.append({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": "evaluate --split test"})
-    run_folder.write_text(path, json.dumps(looks, indent=2) + "\n")
-    return len(looks)
+    return [{key: printable(str(look.get(key)))[:100] for key in ("time", "command")} for look in found]
 
 
-def evaluate_file(folder: Path, data: Path) -> dict[str, float]:
-    """Return loss and metrics on all rows of a file: a CSV with the target, or an .npz or .safetensors with x and y."""
+def _note_look(folder: Path, command: str) -> None:
+    found = [*looks(folder), {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": command}]
+    run_folder.write_text(folder / LEDGER, json.dumps(found, indent=2) + "\n")
+
+
+def say_looks(folder: Path) -> str:
+    """Return the line that tells how often the test split was looked at, and by what."""
+    found = looks(folder)
+    if len(found) < 2:
+        return f"the test split of {folder} was looked at for the first time."
+    by = sorted({look["command"] for look in found})
+    times = f"{len(found)} times now ({listing(by)}; first {found[0]['time']})"
+    return f"the test split of {folder} was looked at {times}; each look makes it less of a test."
+
+
+def file_outcomes(folder: Path, data: Path) -> Outcomes:
+    """Return a run's outcomes on all rows of a file: a CSV with the target, or an .npz or .safetensors with x and y."""
     refuse_code(data)
     model = load(folder)
     spec = read_spec(folder)
@@ -71,7 +93,8 @@ def evaluate_file(folder: Path, data: Path) -> dict[str, float]:
             )
         target, delimiter = csv_settings(spec)
         table = csv_table.read_table(str(data), delimiter)
-        return model.evaluate((read_x(model, data, delimiter), _target(table, target, model.card)))
+        pair: Any = (read_x(model, data, delimiter), _target(table, target, model.card))
+        return model.outcomes(pair, part=str(data))
     if suffix in (".npz", ".safetensors"):
         path = str(data)
         pairs = (
@@ -79,7 +102,7 @@ def evaluate_file(folder: Path, data: Path) -> dict[str, float]:
         )
         if list(pairs) != [""]:
             raise DataError(f"{data}: holds several parts. Give a file with one x and one y.")
-        return model.evaluate(pairs[""])
+        return model.outcomes(pairs[""], part=str(data))
     raise DataError(f"{data}: expects a .csv, .npz or .safetensors file.")
 
 
