@@ -8,15 +8,11 @@ from pathlib import Path
 from torch import Tensor
 
 from fitkit import run_folder
-from fitkit.after.finished import read_spec
-from fitkit.builder import assemble
-from fitkit.builder.tables import TABLES
+from fitkit.after.run_outcomes import read_outcomes
 from fitkit.diagnosis import Diagnosis, Predictions
-from fitkit.engine import weights
 from fitkit.errors import FAILED, CheckpointError, FitkitError
-from fitkit.evaluation.outcomes import Outcomes, take_outcomes
+from fitkit.evaluation.outcomes import Outcomes
 from fitkit.history import History
-from fitkit.spec.options import FitOptions
 
 NEEDS_PREDICTIONS = "whether some class is never predicted, or all rows get the same output"
 
@@ -33,16 +29,17 @@ def diagnose(run: History | Path | str, *, root: Path | str | None = None) -> Di
     if isinstance(run, History):
         return run.diagnose()
     folder = Path(run)
+    run_folder.refuse_links(folder)
     history = _read(folder)
     if history.stopped.startswith(FAILED) or not (folder / run_folder.WEIGHTS).is_file() or "val_loss" not in history:
         return history.diagnose()
     try:
-        found = predictions(_outcomes(folder, None if root is None else Path(root)))
+        outcomes = read_outcomes(folder, "val", None if root is None else Path(root), command="diagnose")
     except FitkitError as error:
         diagnosis = history.diagnose()
         reason = str(error).split("\n")[0]
         return dataclasses.replace(diagnosis, told=(*diagnosis.told, f"{NEEDS_PREDICTIONS}: {reason}"))
-    return history.diagnose(found)
+    return history.diagnose(predictions(outcomes))
 
 
 def _read(folder: Path) -> History:
@@ -61,30 +58,14 @@ def _read(folder: Path) -> History:
     return history
 
 
-def _outcomes(folder: Path, root: Path | None) -> Outcomes:
-    """Return what the kept weights of a run give for its validation part, which is read and split again."""
-    run_folder.refuse_links(folder)
-    spec = read_spec(folder, root)
-    if spec.model is None or spec.data is None or spec.data.name == "arrays":
-        raise CheckpointError("its model or data was given in Python.")
-    options = FitOptions(batch_size=spec.fit.batch_size, precision=spec.fit.precision)  # no compiler, no workers
-    path = folder / run_folder.WEIGHTS
-    state, transform, _ = weights.load(path, links=False)
-    trainer, prepared = assemble(dataclasses.replace(spec, callbacks=(), fit=options), None, None, None)
-    weights.put(trainer.model, state, path)
-    if trainer.objective.transform is not None:
-        weights.put(trainer.objective.transform, transform, path)
-    [loss] = trainer.card["spec"]["loss"]
-    facts, card = dict(TABLES["losses"][loss].facts), dict(trainer.card)
-    return take_outcomes(trainer.model, trainer.objective, prepared.parts["val"], facts, part="val", card=card)
-
-
 def predictions(outcomes: Outcomes) -> Predictions:
     """Return the few numbers of a part's outcomes that the rules of the diagnosis look at."""
     if outcomes.kind == "values":
         return Predictions(spread=_spread(outcomes.predicted), target_spread=_spread(outcomes.targets))
-    count = outcomes.class_count
     scores = outcomes.probabilities() if outcomes.can_be_probabilities else outcomes.outputs
+    if not outcomes.one_each:  # words of a text: most are too rare to be ever the likeliest
+        return Predictions(spread=_spread(scores), target_spread=1.0)
+    count = outcomes.class_count
     return Predictions(
         true=tuple(outcomes.targets.bincount(minlength=count).tolist()),
         predicted=tuple(outcomes.predicted.bincount(minlength=count).tolist()),
