@@ -192,6 +192,20 @@ def test_without_an_epoch_validation_or_baseline_it_says_so():
     assert "constant prediction" in history.diagnose().told[0]
 
 
+def test_rows_of_many_targets_get_no_interval_of_their_own():
+    history = history_of(loss=GOOD, val_loss=[v + 0.03 for v in GOOD], val_accuracy=[0.9] * 20, **SMALL)
+    assert not history.diagnose().healthy and "95 %" in history.diagnose().verdict
+    history.baseline, history.classes = {}, None  # as of a text, whose targets are its own words
+    assert history.diagnose().healthy and "95 %" not in history.diagnose().verdict
+
+
+def test_a_run_that_a_callback_ended_is_not_told_to_train_longer():
+    history = history_of(loss=[2.2, 1.9, 1.5, 1.1], val_loss=[2.1, 1.8, 1.4, 1.0])
+    assert history.diagnose().names == ("train_longer",)
+    history.stopped = "val_loss has not improved for 5 epochs (EarlyStopping, patience 5)"
+    assert history.diagnose().names == ()
+
+
 def test_epochs_that_were_not_validated_are_left_out():
     val = [value if epoch % 2 else None for epoch, value in enumerate(RISING)]
     found = history_of(loss=FITTED, val_loss=val).diagnose()

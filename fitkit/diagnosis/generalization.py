@@ -124,7 +124,7 @@ def train_worse_than_val(run: Evidence) -> Finding | None:
     if held <= 0 or train - held < 0.05 * scale or train < 1.25 * held:
         return None
     drawn = 2 * held / math.sqrt(run.rows or 100)  # the standard error of a mean of losses, which have long tails
-    if train - held < 3 * drawn:
+    if train - held < 4 * drawn:
         return None
     dropout = patch.dropout_of(run)
     severity: Severity = "warning" if train - held > 0.12 * scale and train > 1.4 * held else "info"

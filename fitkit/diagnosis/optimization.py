@@ -15,6 +15,7 @@ from fitkit.diagnosis.finding import Finding, Severity
 from fitkit.diagnosis.trend import Curve
 from fitkit.errors import FAILED
 
+LIMITS = ("all ", "max_")  # how `History.stopped` begins when a limit of `fit:` ended the run
 FEW_EPOCHS = 4  # with fewer no trend can be told
 CHANCE = 0.97  # of a constant prediction's loss: what is not below has learnt next to nothing
 
@@ -219,7 +220,8 @@ def plateau(run: Evidence) -> Finding | None:
 def train_longer(run: Evidence) -> Finding | None:
     """Find a run that was still getting better when it ended."""
     curve = run.val_loss or run.loss
-    if curve is None or len(curve) < 2 or not (fix := patch.longer(run)):
+    limited = run.stopped.startswith(LIMITS)  # else a callback found that it was enough
+    if curve is None or len(curve) < 2 or not limited or not (fix := patch.longer(run)):
         return None
     column = "val_loss" if run.val_loss is not None else "loss"
     last = curve.values[-1] <= min(curve.values)
