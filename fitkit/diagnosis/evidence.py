@@ -85,7 +85,7 @@ class Evidence:
 
     @cached_property
     def rows(self) -> int | None:
-        """The validation rows, where each has one target: the many words of a text are not independent of each other."""
+        """The validation rows, where each has one target: the words of a text are not independent of each other."""
         rows = self.samples.get("val", 0)
         return rows if rows > 0 and (self.classes or self.baseline) else None
 
