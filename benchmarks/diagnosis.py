@@ -107,12 +107,12 @@ def section(seeds: Sequence[int]) -> tuple[str, bool]:
         "## Does the diagnosis find what is wrong with a run? `python -m benchmarks.diagnosis`",
         "",
         f"Ill and healthy runs, each with seeds {seeds[0]} to {seeds[-1]} for data, split, weights and order. The rules "
-        "were written on seeds 0 to 9 of the kinds in `diagnosis_cases.py`; those in `diagnosis_unseen.py` were written "
-        "down after the rules, and nothing was changed for what they showed. An ill run is detected where one of the "
-        "findings named beside it is a warning or an error; any warning or error on a healthy run is a false alarm. "
-        'Hints ("info": the best epoch is the last, the loss stands still, epochs that cannot be told apart) count for '
-        "neither, which was settled before the rules were written. The last column counts the verdicts, which are the "
-        "first findings.",
+        "were written on seeds 0 to 9 of the kinds in `diagnosis_cases.py`; those in `diagnosis_unseen.py` were "
+        "written down after the rules, and nothing was changed for what they showed. An ill run is detected where "
+        "one of the findings named beside it is a warning or an error; any warning or error on a healthy run is a "
+        'false alarm. Hints ("info": the best epoch is the last, the loss stands still, epochs that cannot be told '
+        "apart) count for neither, which was settled before the rules were written. The last column counts the "
+        "verdicts, which are the first findings.",
         "",
         f"{measure.processor()}, 1 thread, torch {torch.__version__}; {seconds:.0f} s in all.",
         "",

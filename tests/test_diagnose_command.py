@@ -111,7 +111,7 @@ def test_a_model_of_the_users_own_leaves_the_history(tmp_path):
 
     data = (torch.randn(40, 3), torch.arange(40) % 2)
     fitkit.Model(torch.nn.Linear(3, 2)).fit({"fit": {"epochs": 1, "device": "cpu"}}, data=data, out=tmp_path / "run")
-    assert "given in Python" in fitkit.diagnose(tmp_path / "run").told[-1]
+    assert "given in Python" in fitkit.diagnose(tmp_path / "run").cannot_tell[-1]
 
 
 BAD = {

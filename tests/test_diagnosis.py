@@ -180,16 +180,16 @@ def test_a_healthy_run_is_said_to_look_healthy_with_its_numbers():
 def test_of_a_run_of_few_epochs_is_said_what_cannot_be_told(epochs):
     found = history_of(loss=[1.0] * epochs, val_loss=[1.1] * epochs).diagnose()
     assert found.healthy and found.verdict.startswith("too early to tell: ")
-    assert f"there are only {epochs} epochs" in found.told[0] or epochs == 1
+    assert found.cannot_tell[0].endswith(f": 4 epochs are needed, and there {'is' if epochs == 1 else 'are'} {epochs}.")
 
 
 def test_without_an_epoch_validation_or_baseline_it_says_so():
     assert history_of(loss=[]).diagnose().verdict == "nothing to tell: no epoch was finished."
     found = history_of(loss=GOOD).diagnose()
-    assert found.healthy and "nothing was validated" in found.told[0]
+    assert found.healthy and "nothing was validated" in found.cannot_tell[0]
     history = history_of(loss=GOOD, val_loss=GOOD)
     history.baseline = {}
-    assert "constant prediction" in history.diagnose().told[0]
+    assert "constant prediction" in history.diagnose().cannot_tell[0]
 
 
 def test_rows_of_many_targets_get_no_interval_of_their_own():

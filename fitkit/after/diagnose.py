@@ -38,7 +38,8 @@ def diagnose(run: History | Path | str, *, root: Path | str | None = None) -> Di
     except FitkitError as error:
         diagnosis = history.diagnose()
         reason = str(error).split("\n")[0]
-        return dataclasses.replace(diagnosis, told=(*diagnosis.told, f"{NEEDS_PREDICTIONS}: {reason}"))
+        cannot_tell = (*diagnosis.cannot_tell, f"{NEEDS_PREDICTIONS}: {reason}")
+        return dataclasses.replace(diagnosis, cannot_tell=cannot_tell)
     return history.diagnose(predictions(outcomes))
 
 

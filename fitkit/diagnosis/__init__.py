@@ -57,7 +57,7 @@ def diagnose(run: Evidence) -> Diagnosis:
         if found.severity != "info":
             explained.update(follows)
     findings.sort(key=lambda finding: RANK.index(finding.severity))
-    return Diagnosis(tuple(findings), _verdict(run, findings), _untold(run))
+    return Diagnosis(tuple(findings), _verdict(run, findings), _cannot_tell(run))
 
 
 def _verdict(run: Evidence, findings: list[Finding]) -> str:
@@ -85,12 +85,17 @@ def _verdict(run: Evidence, findings: list[Finding]) -> str:
     return f"too early to tell: {said}." if run.epochs < optimization.FEW_EPOCHS else f"looks healthy: {said}."
 
 
-def _untold(run: Evidence) -> tuple[str, ...]:
-    told = []
+def _cannot_tell(run: Evidence) -> tuple[str, ...]:
+    cannot_tell = []
     if 0 < run.epochs < optimization.FEW_EPOCHS:
-        told.append(f"trends, such as overfitting or a plateau: there are only {run.epochs} epochs, and 4 are needed.")
+        there = f"there is {run.epochs}" if run.epochs == 1 else f"there are {run.epochs}"
+        cannot_tell.append(
+            f"trends, such as overfitting or a plateau: {optimization.FEW_EPOCHS} epochs are needed, and {there}."
+        )
     if run.val_loss is None and run.epochs:
-        told.append("overfitting, and whether anything holds for new rows: nothing was validated.")
+        cannot_tell.append("overfitting, and whether anything holds for new rows: nothing was validated.")
     if run.epochs and not run.baseline:
-        told.append("whether the model is better than a constant prediction: the history does not hold that number.")
-    return tuple(told)
+        cannot_tell.append(
+            "whether the model is better than a constant prediction: the history does not hold that number."
+        )
+    return tuple(cannot_tell)

@@ -42,7 +42,7 @@ class Diagnosis:
 
     findings: tuple[Finding, ...]
     verdict: str
-    told: tuple[str, ...] = ()  # what cannot be told, and why
+    cannot_tell: tuple[str, ...] = ()  # what, and why
 
     @property
     def healthy(self) -> bool:
@@ -57,8 +57,8 @@ class Diagnosis:
     def to_json(self) -> dict[str, Any]:
         """Return a plain dict: verdict, healthy, findings, cannot_tell."""
         findings = [dataclasses.asdict(finding) | {"patch": list(finding.patch)} for finding in self.findings]
-        told = list(self.told)
-        return {"verdict": self.verdict, "healthy": self.healthy, "findings": findings, "cannot_tell": told}
+        cannot_tell = list(self.cannot_tell)
+        return {"verdict": self.verdict, "healthy": self.healthy, "findings": findings, "cannot_tell": cannot_tell}
 
     def __str__(self) -> str:
         lines = [self.verdict]
@@ -66,5 +66,5 @@ class Diagnosis:
             lines += ["", f"{finding.severity}: {finding.title}", f"  {finding.text}", f"  {finding.advice}"]
             if finding.patch:
                 lines.append(f"  Try: fitkit fit SPEC {' '.join(map(shlex.quote, finding.patch))}")
-        lines += ["", *(f"cannot tell: {text}" for text in self.told)] if self.told else []
+        lines += ["", *(f"cannot tell: {text}" for text in self.cannot_tell)] if self.cannot_tell else []
         return printable("\n".join(lines))
