@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fitkit.after.plan import plan as plan
     from fitkit.builder import build as build
     from fitkit.builder import load_spec as load_spec
+    from fitkit.cross_validation import CrossValidation as CrossValidation
     from fitkit.model import Model as Model
     from fitkit.model import fit as fit
     from fitkit.model import load as load
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Callback": "fitkit.parts.callback",
+    "CrossValidation": "fitkit.cross_validation",
     "LambdaCallback": "fitkit.parts.callback",
     "Model": "fitkit.model",
     "Plan": "fitkit.after.plan",
@@ -50,6 +52,7 @@ _WHERE = {
 __all__ = [
     "Callback",
     "CheckpointError",
+    "CrossValidation",
     "DataError",
     "FitkitError",
     "History",

@@ -23,6 +23,7 @@ from fitkit.spec.reader import MOST_BYTES
 from fitkit.spec.spec import Spec, dump
 
 SPEC, RESOLVED, ENV = "spec.yaml", "resolved.yaml", "env.json"
+FOLDS_CSV, FOLDS_JSON, PREDICTIONS = "folds.csv", "cross_validation.json", "predictions.csv"  # of a cross-validation
 HISTORY_CSV, HISTORY_JSON, SUMMARY, WEIGHTS = "history.csv", "history.json", "summary.json", "model.safetensors"
 MOST_HISTORY_BYTES = 256 << 20  # a million epochs of ten columns
 # What `write_text` and `save` write before they rename it, and what safetensors does in between.
@@ -100,6 +101,34 @@ def may_hold_run(folder: Path) -> bool:
         return False
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     return RESOLVED in names or names <= {SPEC, ENV}
+
+
+def fold_folder(folder: Path, fold: int) -> Path:
+    """Return the run folder of a fold, from 1, of a cross-validation."""
+    return folder / f"fold-{fold}"
+
+
+def fold_folders(folder: Path) -> list[Path]:
+    """Return the run folders of a cross-validation's folds as far as they are begun; none for a single run."""
+    if (folder / RESOLVED).exists():
+        return []
+    numbers = range(1, 1 + sum(1 for _ in folder.glob("fold-*")))
+    return [path for number in numbers if (path := fold_folder(folder, number)).is_dir()]
+
+
+def refuse_folds(folder: Path) -> None:
+    """Raise SpecError for the folder of a cross-validation, where one run is wanted."""
+    if folds := fold_folders(folder):
+        what = f"a cross-validation of {len(folds)} fold{'s'[: len(folds) != 1]}"
+        raise SpecError(Fault(f"this is {what}, each a run of its own: name one, such as {folds[0]}.", str(folder)))
+
+
+def may_hold_folds(folder: Path) -> bool:
+    """Tell whether a folder holds a cross-validation that was begun, even one that was killed in its first moment."""
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    return RESOLVED not in names and (SUMMARY in names or names <= {SPEC})
 
 
 def write_text(path: Path, text: str) -> None:

@@ -55,14 +55,9 @@ def run(
     finished one (with no trainer). Raises SpecError when the folder holds a run that was asked something else, unless
     `allow_change` names the dotted keys that differ; then it goes on as it is asked now, and the folder says so.
     """
-    if isinstance(allow_change, str):
-        raise SpecError(f"allow_change takes a list of keys: write [{allow_change!r}].")
-    if allow_change and not resume:
-        raise SpecError("only a run that is resumed can allow a change: give --resume, in Python resume=True, too.")
+    check_call(out, resume, allow_change)
     callbacks = (Bar(), *callbacks)
     if out is None:
-        if resume:
-            raise SpecError("resume needs the run folder: give out=FOLDER.")
         trainer, _ = assemble(spec, model, data, None, callbacks)
         with on_signal(trainer.interrupt):
             return trainer.fit(), trainer
@@ -73,7 +68,7 @@ def run(
     trainer, prepared = assemble(spec, model, data, folder, (writer, *callbacks))
     writer.data = fingerprint(prepared)
     run_folder.refuse_links(folder)
-    with _locked(folder):
+    with locked(folder):
         run_folder.clear_leftovers(folder)
         if resume and (folder / run_folder.RESOLVED).is_file():
             changed = find_changes(folder, trainer, writer.data, allow_change)
@@ -84,6 +79,16 @@ def run(
             trainer.resume = _resume_from(folder, trainer, finished, changed)
         trainer.keeper = Checkpoints(folder, every_steps=every_steps, every_seconds=every_seconds)
         return _fit(trainer, writer), trainer
+
+
+def check_call(out: Path | str | None, resume: bool, allow_change: Sequence[str]) -> None:
+    """Raise SpecError for arguments of `run` that do not go together."""
+    if isinstance(allow_change, str):
+        raise SpecError(f"allow_change takes a list of keys: write [{allow_change!r}].")
+    if allow_change and not resume:
+        raise SpecError("only a run that is resumed can allow a change: give --resume, in Python resume=True, too.")
+    if resume and out is None:
+        raise SpecError("resume needs the run folder: give out=FOLDER.")
 
 
 def _fit(trainer: Trainer, writer: run_folder.RunFolder) -> History:
@@ -144,7 +149,7 @@ os.register_at_fork(after_in_child=lambda: [file.close() for file in _locks])
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which the system lets go of when the process ends, however it ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -114,6 +114,20 @@ def test_a_model_of_the_users_own_leaves_the_history(tmp_path):
     assert "given in Python" in fitkit.diagnose(tmp_path / "run").cannot_tell[-1]
 
 
+def test_a_cross_validation_is_diagnosed_fold_by_fold(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    spec = {"data": "iris", "splits": {"kfold": {"k": 2}}, "model": {"mlp": [4]}, "fit": {"epochs": 2, "device": "cpu"}}
+    fitkit.fit(spec, out="folds")
+    assert main(["diagnose", "folds"]) == 2
+    said = capsys.readouterr().err
+    assert "name one, such as folds" in said
+    with pytest.raises(fitkit.SpecError, match="every fold of a cross-validation has a diagnosis: name one"):
+        fitkit.diagnose("folds")
+    one = said.strip().rstrip(".").rpartition(" ")[2]
+    assert main(["diagnose", one]) == 0
+    assert "too early to tell" in capsys.readouterr().out
+
+
 BAD = {
     "no run": (lambda run: shutil.rmtree(run), 2, "there is no such run folder"),
     "another folder": (lambda run: (run / "resolved.yaml").unlink(), 4, "this is not a run folder"),

@@ -13,11 +13,13 @@ LAYERS = [
     ["files"],
     ["diagnosis"],
     ["history"],
+    ["cross_validation"],
     ["data", "spec"],
     ["engine", "parts"],
     ["trainer"],
     ["run_folder", "progress", "builder", "resume", "changes"],
     ["session", "evaluation"],
+    ["folds"],
     ["model", "register"],
     ["after"],
     ["commands"],
@@ -25,7 +27,7 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 TABLES = ["sources", "splits", "transforms", "augmentations", "layers", "models", "losses", "metrics", "optimizers"]
-TABLES += ["schedules", "callbacks", "trackers", "rankings"]
+TABLES += ["folds", "schedules", "callbacks", "trackers", "rankings"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

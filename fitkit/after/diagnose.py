@@ -10,7 +10,7 @@ from torch import Tensor
 from fitkit import run_folder
 from fitkit.after.run_outcomes import read_outcomes
 from fitkit.diagnosis import Diagnosis, Predictions
-from fitkit.errors import FAILED, CheckpointError, FitkitError
+from fitkit.errors import FAILED, CheckpointError, FitkitError, SpecError
 from fitkit.evaluation.outcomes import Outcomes
 from fitkit.history import History
 
@@ -24,12 +24,15 @@ def diagnose(run: History | Path | str, *, root: Path | str | None = None) -> Di
         run: a History, or a run folder, whose validation part is predicted too where data and model can be had.
         root: where the paths of the run's data start; the working directory unless given.
 
-    Raises CheckpointError for a folder that holds no run, or one that is unfinished or damaged.
+    Raises CheckpointError for a folder that holds no run, or one that is unfinished or damaged, and SpecError for that
+    of a cross-validation, whose folds are runs.
     """
     if isinstance(run, History):
         return run.diagnose()
     folder = Path(run)
     run_folder.refuse_links(folder)
+    if folds := run_folder.fold_folders(folder):
+        raise SpecError(f"{folder}: every fold of a cross-validation has a diagnosis: name one, such as {folds[0]}.")
     history = _read(folder)
     if history.stopped.startswith(FAILED) or not (folder / run_folder.WEIGHTS).is_file() or "val_loss" not in history:
         return history.diagnose()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fitkit.builder.baseline import class_count, constant_baseline, sample_counts
 from fitkit.builder.card import make_card
 from fitkit.builder.data import Prepared, prepare
+from fitkit.builder.folds import training_seed
 from fitkit.builder.metrics import CLASSIFYING
 from fitkit.builder.objective import (
     Bound,
@@ -170,7 +171,7 @@ def finish(begun: Outline, out: Path | None, callbacks: Sequence[Callback] = ())
         schedule=schedule,
         callbacks=_make_callbacks(spec, out, callbacks),
         options=_with_epochs(spec),
-        seed=spec.seed,
+        seed=training_seed(spec),
         scaler=scaler,
         out=out,
         spec=dataclasses.replace(spec, fit=_with_epochs(spec)),

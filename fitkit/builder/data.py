@@ -90,7 +90,8 @@ def prepare(
         return _split_arrays(spec, taken, dtype, device)
     if isinstance(taken, dict):
         if spec.splits is not None:
-            raise spec.splits.error("the data comes in parts already (train, val, …). Leave `splits` out.")
+            other = ", or give it as one (x, y)" * ("folds" in spec.splits.entry.facts)
+            raise spec.splits.error(f"the data comes in parts already (train, val, …). Leave `splits` out{other}.")
         parts = {name: _for_model(part, spec) if isinstance(part, Data) else part for name, part in taken.items()}
         return _given_parts(spec, parts, dtype, device, transform)
     return _split_loader(spec, taken, dtype, device)
@@ -119,7 +120,7 @@ def _for_model(data: Data, spec: Spec) -> Data:
 
 
 def _split_arrays(spec: Spec, data: Data, dtype: torch.dtype, device: torch.device) -> Prepared:
-    splits = spec.splits or default("splits", default_split(data), "splits")
+    splits = _one_fold(spec.splits or default("splits", default_split(data), "splits"))
     rows: dict[str, Tensor] = splits.build(data, derive(spec.seed, SPLIT))
     _refuse_empty(splits, rows)
     transform = _transform(spec, data, rows["train"], dtype, device)
@@ -140,6 +141,13 @@ def _split_arrays(spec: Spec, data: Data, dtype: torch.dtype, device: torch.devi
         transform=transform,
         spec=replace(spec, splits=splits),
     )
+
+
+def _one_fold(splits: Component) -> Component:
+    """Return the split of one run: of a cross-validation, fold 1 where it names none."""
+    if "folds" not in splits.entry.facts or splits.get("fold") is not None:
+        return splits
+    return replace(splits, args={**splits.args, "fold": 1})
 
 
 def _refuse_empty(splits: Component, rows: Mapping[str, Tensor]) -> None:

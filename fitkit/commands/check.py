@@ -20,8 +20,14 @@ def run(arguments: argparse.Namespace) -> int:
     spec = load_spec(arguments)
     from fitkit import run_folder
     from fitkit.builder import assemble
+    from fitkit.builder.folds import fold_specs
+    from fitkit.folds import check_folds
 
-    trainer, _ = assemble(spec, None, None, run_folder.fresh(spec.name))
+    out, specs = run_folder.fresh(spec.name), fold_specs(spec)
+    trainer, _ = assemble(specs[0] if specs else spec, None, None, out)
+    counts = (
+        f"\n{len(specs)} folds, of which this is the first:\n{check_folds(specs, None, None, out)}" if specs else ""
+    )
     if not arguments.quiet:
-        print(printable(f"{arguments.spec}: no mistakes found.\n{trainer}"))
+        print(printable(f"{arguments.spec}: no mistakes found.\n{trainer}{counts}"))
     return 0
