@@ -12,7 +12,7 @@ import gc
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fitkit.errors import CheckpointError, DataError, FitkitError, SpecError, TrainingError
+from fitkit.errors import CheckpointError, DataError, DataWarning, FitkitError, SpecError, TrainingError
 from fitkit.history import History
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ __all__ = [
     "CheckpointError",
     "CrossValidation",
     "DataError",
+    "DataWarning",
     "FitkitError",
     "History",
     "LambdaCallback",

@@ -18,7 +18,8 @@ from torch import nn
 from fitkit import run_folder
 from fitkit.builder import assemble
 from fitkit.builder.data import Prepared
-from fitkit.changes import Change, changes, check_allowed
+from fitkit.builder.look import warn
+from fitkit.changes import HARMLESS, Change, changes, check_allowed
 from fitkit.engine import checkpoint
 from fitkit.engine.batches import RowBatches
 from fitkit.engine.signals import on_signal
@@ -58,7 +59,8 @@ def run(
     check_call(out, resume, allow_change)
     callbacks = (Bar(), *callbacks)
     if out is None:
-        trainer, _ = assemble(spec, model, data, None, callbacks)
+        trainer, prepared = assemble(spec, model, data, None, callbacks)
+        warn(prepared, stacklevel=4)
         with on_signal(trainer.interrupt):
             return trainer.fit(), trainer
     folder = Path(out)
@@ -77,6 +79,7 @@ def run(
                 return run_folder.read_history(folder), None
             writer.resumed = True
             trainer.resume = _resume_from(folder, trainer, finished, changed)
+        writer.checked = warn(prepared, stacklevel=4)
         trainer.keeper = Checkpoints(folder, every_steps=every_steps, every_seconds=every_seconds)
         return _fit(trainer, writer), trainer
 
@@ -181,7 +184,7 @@ def find_changes(folder: Path, trainer: Trainer, data: Mapping[str, str], allowe
     environment = run_folder.read_environment(folder)
     asked = [reader.read_text(text).plain() for text in (run_folder.read_resolved(folder), trainer.spec.to_yaml())]
     then = {**asked[0], **{name: environment[name] for name in environment if name in now or name.startswith("data_")}}
-    found = changes(then, {**asked[1], **now})
+    found = [change for change in changes(then, {**asked[1], **now}) if change.key not in HARMLESS]
     check_allowed(found, allowed, [then, asked[1]], str(folder))
     return found
 

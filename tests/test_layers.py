@@ -15,6 +15,7 @@ LAYERS = [
     ["history"],
     ["cross_validation"],
     ["data", "spec"],
+    ["data_check"],
     ["engine", "parts"],
     ["trainer"],
     ["run_folder", "progress", "builder", "resume", "changes"],

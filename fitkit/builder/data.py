@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from fitkit.builder.augment import make_augment, refuse_augment
-from fitkit.builder.duplicates import say_shared
 from fitkit.builder.tables import default
 from fitkit.data import Data, Inputs, Rows, Target
 from fitkit.engine.batches import ArrayBatches, Batch, Batches
@@ -129,8 +128,6 @@ def _split_arrays(spec: Spec, data: Data, dtype: torch.dtype, device: torch.devi
     parts = {name: _batches(placed, spec, rows[name], device, kind) for name in PARTS if name in rows}
     _augment(parts["train"], spec, placed, transform, kind)
     counts = class_counts(data, rows) if data.target == "classes" and data.y is not None and data.y.ndim == 1 else ""
-    if data.window is None and "val" in rows:
-        counts += "\n" + say_shared(data.x, rows["train"], data.x, rows["val"])
     if data.file is not None:
         counts += f"\nx stays in {data.file.path}, and each batch is read from there"
     return Prepared(
@@ -268,12 +265,9 @@ def _given_parts(
             batches[name] = _loader(part, spec, dtype, device, None, f"data[{name!r}]")
     rows = {name: torch.arange(len(part)) for name, part in parts.items() if isinstance(part, Data)}
     names = {name: f'data["{name}"]' for name in parts}
-    val = parts.get("val")
-    shared = say_shared(train.x, None, val.x, None) if isinstance(train, Data) and isinstance(val, Data) else ""
     return Prepared(
         parts=batches,
         data=placed,
-        counts=shared,
         train_rows=rows.get("train"),
         transform=transform,
         spec=spec,
