@@ -125,7 +125,7 @@ def test_a_cross_validation_is_diagnosed_fold_by_fold(tmp_path, monkeypatch, cap
         fitkit.diagnose("folds")
     one = said.strip().rstrip(".").rpartition(" ")[2]
     assert main(["diagnose", one]) == 0
-    assert "too early to tell" in capsys.readouterr().out
+    assert "4 epochs are needed, and there are 2." in capsys.readouterr().out
 
 
 BAD = {
