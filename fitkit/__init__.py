@@ -17,6 +17,7 @@ from fitkit.history import History
 
 if TYPE_CHECKING:
     from fitkit import register as register
+    from fitkit.after.diagnose import diagnose as diagnose
     from fitkit.after.lr_find import LRFind as LRFind
     from fitkit.after.lr_find import lr_find as lr_find
     from fitkit.after.plan import Plan as Plan
@@ -44,6 +45,7 @@ _WHERE = {
     "Spec": "fitkit.spec.spec",
     "Trainer": "fitkit.trainer",
     "build": "fitkit.builder",
+    "diagnose": "fitkit.after.diagnose",
     "fit": "fitkit.model",
     "load": "fitkit.model",
     "load_spec": "fitkit.builder",
@@ -68,6 +70,7 @@ __all__ = [
     "Trainer",
     "TrainingError",
     "build",
+    "diagnose",
     "fit",
     "load",
     "load_spec",

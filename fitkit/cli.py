@@ -17,6 +17,7 @@ from fitkit import __version__
 from fitkit.commands import (
     cache,
     check,
+    diagnose,
     evaluate,
     explain,
     fit,
@@ -30,7 +31,7 @@ from fitkit.commands import (
 )
 from fitkit.errors import FitkitError, printable
 
-COMMANDS = (fit, check, plan, lr_find, verify_resume, list, explain, schema, init, evaluate, cache, predict)
+COMMANDS = (fit, check, plan, lr_find, verify_resume, list, explain, schema, init, evaluate, diagnose, cache, predict)
 EPILOG = "A spec is a YAML file: see `fitkit init DATA` for a first one, and `fitkit list` for what it may say."
 
 

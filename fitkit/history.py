@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fitkit import figures
+from fitkit.diagnosis import Diagnosis, Evidence, Predictions, diagnose
 from fitkit.errors import CheckpointError, FitkitError, listing, nearest, show
 from fitkit.files import parse_json
 
@@ -48,13 +49,16 @@ class History:
         self.history: dict[str, list[float]] = {column: [] for column in columns}
         self.directions: dict[str, Direction] = {name: directions[name] for name in columns if name in directions}
         self.spec = spec
-        self.stopped = ""  # why the fit ended, in words
+        self.stopped = ""  # why the fit ended, in words; after an error FAILED and its message
         self.monitor: str | None = None  # the column that chose the best epoch
         self.best_epoch: int | None = None  # the epoch whose weights the fit left in the model
         self.run: str | None = None  # the run folder
         self.seconds = 0.0  # of the whole fit
         self.skipped_steps = 0  # optimizer steps left out because a gradient was not finite
         self.peak_memory_mb: float | None = None  # the most that was held at once, in MB: of the process, or on the GPU
+        self.samples: dict[str, int] = {}  # of train, val and test, where they are known
+        self.classes: int | None = None  # how many the target has, where it has classes that are known
+        self.baseline: dict[str, float] = {}  # what the best constant prediction reaches, by column, where it is known
         self.micro_batch: int | None = None  # rows of a forward pass at most, where memory ran out and they were halved
 
     @property
@@ -95,6 +99,25 @@ class History:
         choose = min if self.directions[column] == "min" else max
         return self._row(choose(finite, key=values.__getitem__))
 
+    def diagnose(self, predictions: Predictions | None = None) -> Diagnosis:
+        """Return what the numbers say about this run, in words, with spec patches to try; print it to read it.
+
+        `predictions` is what the model gives for the validation part, which some findings need, such as a class that
+        is never predicted; `fitkit.diagnose(folder)` takes it by itself.
+        """
+        return diagnose(
+            Evidence(
+                columns=self.history,
+                spec=self.spec if isinstance(self.spec, Mapping) else {},
+                samples=self.samples,
+                baseline=self.baseline,
+                classes=self.classes,
+                best_epoch=self.best_epoch,
+                stopped=self.stopped,
+                predictions=predictions,
+            )
+        )
+
     def to_csv(self, path: str | Path | None = None) -> str:
         """Return the rows as CSV, empty where nothing was measured, and write them to `path` if there is one."""
         text = io.StringIO()
@@ -115,6 +138,9 @@ class History:
             "columns": self.history,
             "directions": self.directions,
             "spec": self.spec,
+            "samples": self.samples,
+            "classes": self.classes,
+            "baseline": self.baseline,
             **{name: getattr(self, name) for name in _EXTRA},
         }
         return json.dumps(_plain(document), ensure_ascii=False, allow_nan=False) + "\n"
@@ -136,6 +162,10 @@ class History:
                 raise ValueError('a direction is neither "min" nor "max"')
             history = cls(list(columns), document["directions"], document["spec"])
             history.history = columns
+            given = document.get("samples", {})  # not there in files of version 0.1
+            history.samples = {name: int(_number(value)) for name, value in given.items()}
+            history.baseline = {name: _number(value) for name, value in document.get("baseline", {}).items()}
+            history.classes = None if document.get("classes") is None else int(_number(document["classes"]))
             for name, kind in _EXTRA.items():
                 if not isinstance(document[name], kind):
                     raise ValueError(f"{name} is {show(document[name])}")
