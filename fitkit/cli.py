@@ -17,11 +17,13 @@ from fitkit import __version__
 from fitkit.commands import (
     cache,
     check,
+    diagnose,
     evaluate,
     explain,
     fit,
     init,
     list,
+    lr_find,
     plan,
     predict,
     report,
@@ -30,7 +32,8 @@ from fitkit.commands import (
 )
 from fitkit.errors import FitkitError, printable
 
-COMMANDS = (fit, check, plan, verify_resume, list, explain, schema, init, evaluate, report, cache, predict)
+COMMANDS = (fit, check, plan, lr_find, verify_resume, list, explain, schema, init)
+COMMANDS += (evaluate, diagnose, report, cache, predict)
 EPILOG = "A spec is a YAML file: see `fitkit init DATA` for a first one, and `fitkit list` for what it may say."
 
 
