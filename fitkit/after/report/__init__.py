@@ -10,7 +10,7 @@ from typing import Any
 
 import fitkit
 from fitkit import files, run_folder
-from fitkit.after.report import classes, comparison, folds, record, sections
+from fitkit.after.report import classes, comparison, folds, record, sections, verdict
 from fitkit.after.report.figures import require_matplotlib
 from fitkit.after.report.folds import gather_folds
 from fitkit.after.report.gather import Run, gather
@@ -19,9 +19,10 @@ from fitkit.errors import CheckpointError, Fault, Place, SpecError
 
 REPORT, COMPARISON = "report.html", "comparison.html"
 MOST_RUNS = 24
-OF_ONE = ("training", "data", "time")  # what has no place in a report on all folds
+OF_ONE = ("diagnosis", "training", "data", "time")  # what has no place in a report on all folds
 
 ONE: tuple[tuple[str, str, Callable[[Run], Html | None]], ...] = (
+    ("diagnosis", "Diagnosis", verdict.findings),
     ("training", "Training", sections.training),
     ("evaluation", "Evaluation", sections.evaluation),
     ("classes", "Class by class", classes.by_class),

@@ -85,7 +85,7 @@ def gather(folder: Path, part: str | None, root: Path | None, *, evaluate: bool 
         raise CheckpointError(f"{folder / run_folder.RESOLVED}: is damaged: it holds no spec.")
     status = run_folder.status(folder)
     summary = files.read_json(folder / run_folder.SUMMARY) if (folder / run_folder.SUMMARY).exists() else {}
-    history = _unfinished(folder) if status == "running" else run_folder.read_history(folder)
+    history = _unfinished(folder, spec) if status == "running" else run_folder.read_history(folder)
     outcomes, evaluation, missing = evaluated(folder, part, root) if evaluate else (None, None, "")
     return Run(
         folder=folder,
@@ -121,16 +121,16 @@ def evaluated(folder: Path, part: str | None, root: Path | None) -> tuple[Outcom
         return None, None, str(error).split("\n")[0]
 
 
-def _unfinished(folder: Path) -> History:
+def _unfinished(folder: Path, spec: Mapping[str, Any]) -> History:
     """Return the epochs that a run wrote so far; its history as a whole is written when it ends."""
     if not (folder / run_folder.HISTORY_CSV).exists():
-        return History(["loss"], {"loss": "min"})
+        return History(["loss"], {"loss": "min"}, spec)
     try:
         header, *rows = csv.reader(run_folder.read_rows(folder).splitlines(), strict=True)
         columns = [name for name in header if name != "epoch"]
         if len(columns) == len(header) or any(not name.isprintable() for name in header):
             raise ValueError("its first line does not name the columns of a history")
-        history = History(columns, {name: found for name in columns if (found := direction(name))})
+        history = History(columns, {name: found for name in columns if (found := direction(name))}, spec)
         for row in rows:
             cells = dict(zip(header, row, strict=True))
             history.append({name: float(cells[name] or "nan") for name in columns})

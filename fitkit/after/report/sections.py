@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from fitkit.after.report import figures
+from fitkit.after.report import figures, verdict
 from fitkit.after.report.gather import Run
 from fitkit.after.report.page import Child, Html, brief, figure, join, note, paragraph, short, table, tag
 from fitkit.evaluation.evaluation import Evaluation
@@ -91,6 +91,7 @@ def header(run: Run) -> Html:
         tag("h1", short(run.name, 80)),
         tag("p", line, class_="byline"),
         tag("p", headline(run), class_="verdict"),
+        verdict.line(run),
         warned,
         tiles(run),
     )
@@ -117,8 +118,8 @@ def tiles(run: Run) -> Html:
                 (measure(column), brief(value), "in the best epoch" if run.best_epoch else "in the last epoch")
             )
     if run.best_epoch:
-        stopped = str(run.summary.get("stopped") or "")
-        found.append(("best epoch", f"{run.best_epoch} of {len(run.history)}", stopped))
+        by = f"by {measure(run.history.monitor)}" if run.history.monitor else None
+        found.append(("best epoch", f"{run.best_epoch} of {len(run.history)}", by))
     total = run.history.seconds or sum(value for _, value in run.points("epoch_seconds"))
     if total:
         found.append(("time", seconds(total), str(run.environment.get("device", ""))))
@@ -155,7 +156,8 @@ def training(run: Run) -> Html:
         f" Strong lines are the trend, a running median of {k} epochs; faint ones the epochs." for k in windows
     )
     mark = f"The dashed line marks epoch {best}, the best one." if best else "No epoch was chosen as the best one."
-    return join(paragraph(f"{mark}{smooth}"), tag("div", found, class_="grid"))
+    ended = paragraph(f"Why it ended: {short(run.history.stopped, 400)}.") if run.history.stopped else None
+    return join(paragraph(f"{mark}{smooth}"), ended, tag("div", found, class_="grid"))
 
 
 def _told(part: str, points: Sequence[tuple[int, float]], best: int | None) -> str:

@@ -1,0 +1,45 @@
+"""What a report says of a run in words: its diagnosis, with the numbers behind it and what to try."""
+
+from __future__ import annotations
+
+import shlex
+
+from fitkit.after.diagnose import predictions
+from fitkit.after.report.gather import Run
+from fitkit.after.report.page import Html, code, join, note, paragraph, short, tag
+from fitkit.diagnosis import Diagnosis
+
+
+def diagnosis(run: Run) -> Diagnosis:
+    """Return the diagnosis of a run, as far as its folder and the outcomes on val let it be told."""
+    known = run.outcomes if run.part == "val" else None
+    return run.history.diagnose(None if known is None else predictions(known))
+
+
+def line(run: Run) -> Html | None:
+    """Return the verdict in one line, marked by how grave it is."""
+    if not len(run.history):
+        return None
+    found = diagnosis(run)
+    mark = "healthy" if found.healthy else found.findings[0].severity
+    return tag("p", tag("span", mark, class_=f"badge {mark}"), " ", _sentence(found.verdict))
+
+
+def _sentence(said: str) -> str:
+    return short(said[:1].upper() + said[1:], 600)
+
+
+def findings(run: Run) -> Html:
+    """Return what was found, with its numbers, what to do about it, and a command to try."""
+    found = diagnosis(run)
+    items = []
+    for finding in found.findings:
+        head = tag("h3", tag("span", finding.severity, class_=f"badge {finding.severity}"), " ", finding.title)
+        patch = " ".join(map(shlex.quote, finding.patch))
+        tried = code(f"fitkit fit SPEC {patch}", "command") if patch else None
+        items.append([head, paragraph(short(finding.text, 1000)), paragraph(short(finding.advice, 1000)), tried])
+    untold = [note(f"Cannot tell {short(text, 600)}") for text in found.cannot_tell]
+    healthy = (
+        None if items else paragraph("Nothing stands out: no sign of overfitting, underfitting or an unsteady fit.")
+    )
+    return join(healthy, items, untold)
