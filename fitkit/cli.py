@@ -32,8 +32,10 @@ from fitkit.commands import (
 )
 from fitkit.errors import FitkitError, printable
 
-COMMANDS = (fit, check, plan, lr_find, verify_resume, list, explain, schema, init)
-COMMANDS += (evaluate, diagnose, report, cache, predict)
+COMMANDS = (
+    *(fit, check, plan, lr_find, verify_resume, list, explain, schema, init),
+    *(evaluate, diagnose, report, cache, predict),
+)
 EPILOG = "A spec is a YAML file: see `fitkit init DATA` for a first one, and `fitkit list` for what it may say."
 
 

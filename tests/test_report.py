@@ -197,6 +197,21 @@ def test_a_run_that_did_not_finish_is_marked(status, digits):
     assert page.faults == [] and f"This run {'was interrupted' if status == 'interrupted' else 'failed'}" in page.text
 
 
+def test_the_report_begins_with_the_diagnosis(digits):
+    said = fitkit.diagnose(digits)
+    page = page_of(digits)
+    assert said.verdict[1:] in page.text and page.headings[:2] == ["digits", "Diagnosis"]
+    columns = json.loads((digits / "history.json").read_text())
+    columns["columns"] = {name: [*values[:1], *values] * 4 for name, values in columns["columns"].items()}
+    columns["columns"]["val_loss"] = [0.5, 0.3, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4]
+    columns["columns"]["loss"] = [2.0 * 0.7**epoch for epoch in range(16)]
+    (digits / "history.json").write_text(json.dumps(columns))
+    [worst, *_] = fitkit.diagnose(digits).findings
+    page = page_of(digits)
+    assert worst.name == "overfitting" and worst.text in page.text and worst.advice in page.text
+    assert "fitkit fit SPEC" in page.text and page.faults == []
+
+
 def test_the_check_of_the_data_is_shown(digits):
     counts = {part: {"zero <0>": n, "one": 2 * n} for part, n in (("train", 1000), ("val", 20), ("test", 30))}
     finding = {"name": "duplicates", "level": "warning", "sentence": "3 rows <of> val", "advice": "Remove them."}
