@@ -194,7 +194,7 @@ def test_without_torchmetrics_the_rest_is_measured_and_a_note_says_what_is_missi
     def missing():
         raise ValueError("no")
 
-    monkeypatch.setattr("fitkit.evaluation.evaluation.torchmetrics", missing)
+    monkeypatch.setattr("fitkit.evaluation.measures.torchmetrics", missing)
     found = evaluate(made(torch.randn(9, 3), torch.arange(9) % 3))
     assert "auroc" not in found and "f1" in found
     assert found.notes[0] == 'auroc needs an extra: pip install "fitkit[metrics]"'
