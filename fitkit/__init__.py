@@ -17,6 +17,8 @@ from fitkit.history import History
 
 if TYPE_CHECKING:
     from fitkit import register as register
+    from fitkit.after.compare import Comparison as Comparison
+    from fitkit.after.compare import compare as compare
     from fitkit.after.plan import Plan as Plan
     from fitkit.after.plan import plan as plan
     from fitkit.builder import build as build
@@ -33,12 +35,14 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Callback": "fitkit.parts.callback",
+    "Comparison": "fitkit.after.compare",
     "LambdaCallback": "fitkit.parts.callback",
     "Model": "fitkit.model",
     "Plan": "fitkit.after.plan",
     "Spec": "fitkit.spec.spec",
     "Trainer": "fitkit.trainer",
     "build": "fitkit.builder",
+    "compare": "fitkit.after.compare",
     "fit": "fitkit.model",
     "load": "fitkit.model",
     "load_spec": "fitkit.builder",
@@ -48,6 +52,7 @@ _WHERE = {
 __all__ = [
     "Callback",
     "CheckpointError",
+    "Comparison",
     "DataError",
     "FitkitError",
     "History",
@@ -59,6 +64,7 @@ __all__ = [
     "Trainer",
     "TrainingError",
     "build",
+    "compare",
     "fit",
     "load",
     "load_spec",

@@ -87,8 +87,8 @@ class Evaluation(Mapping[str, float]):
             "quantiles": {f"{q:g}": value for q, value in self.residuals.quantiles.items()},
         }
         plain["notes"] = list(self.notes)
-        finite: dict[str, Any] = _finite(plain)
-        return finite
+        strict: dict[str, Any] = finite(plain)
+        return strict
 
     def __str__(self) -> str:
         from fitkit.evaluation.words import in_words
@@ -101,11 +101,12 @@ class Evaluation(Mapping[str, float]):
         return in_html(self)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return plain data for strict JSON: None in place of NaN and infinities."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -116,7 +117,7 @@ def evaluate(outcomes: Outcomes) -> Evaluation:
     text stay together. AUROC and average precision need the extra `metrics`; a note says where it is missing.
     """
     found, notes = measures(outcomes)
-    estimates = {measure.name: _estimate(measure, len(outcomes)) for measure in found}
+    estimates = {measure.name: estimate(measure, len(outcomes)) for measure in found}
     facts: dict[str, Any] = {}
     if outcomes.kind == "classes":
         confusion = confusion_matrix(outcomes)
@@ -136,7 +137,8 @@ def evaluate(outcomes: Outcomes) -> Evaluation:
     )
 
 
-def _estimate(measure: Measure, count: int) -> Estimate:
+def estimate(measure: Measure, count: int) -> Estimate:
+    """Return the 95 % interval of a measure of so many samples: Wilson's for a share, else a bootstrap's."""
     if measure.hits is not None:
         return wilson(int(measure.hits.sum()), count)
     return bootstrap(measure.value, count, measure.weighted)
