@@ -211,22 +211,33 @@ def _same_targets(first: Outcomes, second: Outcomes) -> bool:
     return len(one.y) == len(other.y) and torch.equal(one.y.double().flatten(), other.y.double().flatten())
 
 
-def about_rows(found: Sequence[Taken], rows: Sequence[Overlap]) -> list[str]:
+def about_rows(found: Sequence[Taken], rows: Sequence[Overlap], groups: tuple[int, int] | None) -> list[str]:
     """Say which runs were not measured on the rows of the first, and what that costs."""
-    notes = []
-    first = found[0]
+    first, part = found[0], found[0].outcomes.part
+    if groups is not None:
+        if not resplit(found[: groups[0]]):
+            return ["the seeds have the same rows: how far other rows would move them is not in these intervals."]
+        return [
+            "each seed has its own split, so that the noise of seeds holds that of the rows too. Where runs are "
+            "compared in pairs of one seed, the test is corrected for rows that splits share (Nadeau and Bengio 2003)."
+        ]
+    others, inputs = [], []
     for other, where in zip(found[1:], rows, strict=True):
-        names, part = f"{first.kept.folder} and {other.kept.folder}", first.outcomes.part
         if not where.paired:
-            shared = f"{len(where.shared):,} of {len(where.first):,} and {len(where.second):,} rows of {part}"
-            if not _same_targets(first.outcomes, other.outcomes):
-                shared = "no rows, since their data differ"
-            notes.append(
-                f"{names} have {shared} in common: each is measured on its own rows, which finds less than a paired "
-                "test. Runs with one seed and one split have the same rows."
+            both = f"{len(where.shared):,} of {len(where.second):,} rows in both"
+            others.append(
+                f"{other.kept.folder} ({both if _same_targets(first.outcomes, other.outcomes) else 'other data'})"
             )
         elif not _same_inputs(first.outcomes, other.outcomes):
-            notes.append(f"{names} have the same targets in the same rows, and other inputs.")
+            inputs.append(str(other.kept.folder))
+    notes = []
+    if others:
+        notes.append(
+            f"not measured on the {part} rows of {first.kept.folder}: {listing(others)}. Each is measured on its own "
+            "rows then, which finds less than a paired test; runs with one seed and one split have the same rows."
+        )
+    if inputs:
+        notes.append(f"the same targets as {first.kept.folder} in the same rows, and other inputs: {listing(inputs)}.")
     return notes
 
 

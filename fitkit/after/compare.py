@@ -131,7 +131,7 @@ def compare(
     rows = [comparable.rows_of(found[0].outcomes, other.outcomes) for other in found[1:]]
     metrics = {name: _contrasts(name, found, rows, groups) for name in dict.fromkeys((headline, *names))}
     notes = [
-        *comparable.about_rows(found, rows),
+        *comparable.about_rows(found, rows, groups),
         *comparable.about_seeds(kept, groups),
         *notes,
         *dict.fromkeys(note for one in found for note in one.notes),
@@ -168,17 +168,12 @@ def _contrasts(
         if len(made) == 1:
             return tuple(made)
         return tuple(replace(c, p_adjusted=p) for c, p in zip(made, holm([c.p for c in made]), strict=True))
-    sides = [
-        dict(zip((one.kept.seed for one in part), values, strict=True))
-        for part, values in (
-            (found[: groups[0]], [m.value for m in own[: groups[0]]]),
-            (found[groups[0] :], [m.value for m in own[groups[0] :]]),
-        )
-    ]
+    parts = [list(zip(found, own, strict=True))[where] for where in (slice(groups[0]), slice(groups[0], None))]
+    sides = [{one.kept.seed: measure.value for one, measure in part} for part in parts]
     pairs = sides[0].keys() == sides[1].keys()
-    values = [[side[seed] for seed in (sorted(side) if pairs else side)] for side in sides]
+    first, second = ([side[seed] for seed in (sides[0] if pairs else side)] for side in sides)
     again = comparable.resplit(found[: groups[0]]) if pairs else 0.0
-    return (over_seeds(values[0], values[1], own[0], pairs=pairs, resplit=again),)
+    return (over_seeds(first, second, own[0], pairs=pairs, resplit=again),)
 
 
 def _facts(one: Taken, label: str) -> ComparedRun:

@@ -32,10 +32,12 @@ def in_html(comparison: Comparison) -> str:
 
 def _tables(comparison: Comparison) -> Tables:
     tables = [(f"{len(comparison.runs)} runs", _run_table(comparison.runs))]
-    if comparison.differences:
-        tables.append(("what differs", _difference_table(comparison)))
+    differences = _difference_table(comparison)
+    if len(differences) > 1:
+        tables.append(("what differs", differences))
     if comparison.groups is not None or len(comparison.runs) > 2:
-        tables.append((f"{comparison.part}, best epoch of each run", _value_table(comparison)))
+        marks = "" if comparison.groups else ": + better, - worse than the first"
+        tables.append((f"{comparison.part}, best epoch of each run{marks}", _value_table(comparison)))
     if comparison.groups is None and len(comparison.runs) > 2:
         title = f"{comparison.headline}, each run against {_name(comparison.runs[0])}"
         tables.append((title, _headline_table(comparison)))
@@ -70,13 +72,23 @@ def _name(run: ComparedRun) -> str:
 
 
 def _difference_table(comparison: Comparison) -> list[list[str]]:
-    table = [["", *map(_name, comparison.runs)]]
-    data = [difference for difference in comparison.differences if difference.where == "data"]
-    for difference in comparison.differences:
-        if difference.where != "data":
-            table.append([printable(difference.key), *map(_said, difference.values)])
-    for difference in data:
-        table.append([f"fingerprint {difference.key}", *(_said(value)[:8] for value in difference.values)])
+    """Return a row a key: a column a run, or a side of the comparison where runs are seeds of one spec."""
+    sides = [[run] for run in comparison.runs] if comparison.groups is None else _sides(comparison)
+    rows = [(printable(d.key), [_said(v) for v in d.values]) for d in comparison.differences if d.where != "data"]
+    if data := [d for d in comparison.differences if d.where == "data"]:
+        names = listing(d.key.removeprefix("data_") for d in data)
+        rows.append(
+            (
+                f"rows of {names}",
+                [" ".join(_said(v)[:6] for v in run) for run in zip(*(d.values for d in data), strict=True)],
+            )
+        )
+    table = [["", *(_side_name(side) for side in sides)]]
+    for key, values in rows:
+        left = iter(values)
+        cells = [", ".join(dict.fromkeys(next(left) for _ in side)) for side in sides]
+        if len(set(cells)) > 1:
+            table.append([key, *cells])
     return table
 
 
@@ -139,7 +151,7 @@ def _sides(comparison: Comparison) -> tuple[Sequence[ComparedRun], Sequence[Comp
 
 
 def _side_name(side: Sequence[ComparedRun]) -> str:
-    return _name(side[0]) if len(side) == 1 else f"{_name(side[0])} … {_name(side[-1])} ({len(side)} seeds)"
+    return _name(side[0]) if len(side) == 1 else f"{_name(side[0])} … {_name(side[-1])}"
 
 
 def _signed(value: float) -> str:
@@ -254,10 +266,10 @@ def _over_seeds(comparison: Comparison, found: Contrast) -> str:
     for side in (second, first):
         values = [run.estimates[found.metric].value for run in side]
         each.append(f"{number(fmean(values))} ± {number(stdev(values))}")
-    names = f"{_side_name(second)}:", f"than {_side_name(first)}"
-    said = f"mean ± sd {' against '.join(each)}"
+    names = f"{_side_name(second)} are", f"than {_side_name(first)}"
+    said = f"mean ± sd of {len(second)} and {len(first)} seeds: {' against '.join(each)}"
     if found.same:
-        return f"{names[0]} the same {found.metric} as {_side_name(first)} with every seed: {said}."
+        return f"{names[0]} the same as {_side_name(first)} in {found.metric} with every seed ({said})."
     if math.isnan(found.p):
         return (
             f"{names[0]} {found.metric} is {said}; every seed gives the same, so that nothing is known of their noise."
