@@ -20,6 +20,7 @@ MEASURED = {
     "values": ("mean_absolute_error", "root_mean_squared_error", "r2"),
 }
 RANKED = {"auroc": False, "average_precision": True}  # whether it is the precision that is averaged
+MOST_RANKED = 1 << 18  # targets times classes that are ranked unasked: of ten times as many, a bootstrap takes minutes
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,9 @@ def measures(outcomes: Outcomes) -> tuple[list[Measure], list[str]]:
             continue
         if name in RANKED and name not in own and not can_rank():
             notes.append(f'{name} needs an extra: pip install "fitkit[metrics]"')
+            continue
+        if name in RANKED and name not in own and outcomes.positions * outcomes.class_count > MOST_RANKED:
+            notes.append(f"{name} takes minutes for so many targets and classes: name it in the spec's metrics for it")
             continue
         metric = own.get(name) or bind_metric(
             default("metrics", name, "metrics"), outcomes.reads, outcomes.outputs, outcomes.targets
