@@ -12,7 +12,7 @@ import gc
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fitkit.errors import CheckpointError, DataError, FitkitError, SpecError, TrainingError
+from fitkit.errors import CheckpointError, DataError, DataWarning, FitkitError, SpecError, TrainingError
 from fitkit.history import History
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fitkit.after.plan import plan as plan
     from fitkit.builder import build as build
     from fitkit.builder import load_spec as load_spec
+    from fitkit.cross_validation import CrossValidation as CrossValidation
     from fitkit.model import Model as Model
     from fitkit.model import fit as fit
     from fitkit.model import load as load
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "Callback": "fitkit.parts.callback",
     "Comparison": "fitkit.after.compare",
+    "CrossValidation": "fitkit.cross_validation",
     "LambdaCallback": "fitkit.parts.callback",
     "Model": "fitkit.model",
     "Plan": "fitkit.after.plan",
@@ -53,7 +55,9 @@ __all__ = [
     "Callback",
     "CheckpointError",
     "Comparison",
+    "CrossValidation",
     "DataError",
+    "DataWarning",
     "FitkitError",
     "History",
     "LambdaCallback",

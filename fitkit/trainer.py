@@ -66,7 +66,7 @@ class Keeper(Protocol):
         """Write a checkpoint."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class Trainer:
     """The parts of a fit (plain torch objects) and its progress.
 
@@ -107,7 +107,7 @@ class Trainer:
     row: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0  # of earlier sessions of a resumed run
     interrupted: int = 0  # the signal that asks to leave: the loop writes a checkpoint after the current step
-    best: dict[str, Tensor] | None = field(default=None, repr=False)
+    best: dict[str, Tensor] | None = None
     best_value: float | None = None
     checkpoint: Path | None = None  # the newest of this run
 

@@ -285,6 +285,17 @@ def test_a_run_without_a_test_split_has_none_to_look_at(folder, capsys):
     assert not (folder / "r" / "test_looks.json").exists()
 
 
+def test_clearing_the_cache_takes_torchs_own_files_too_and_nothing_else(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FITKIT_CACHE", str(tmp_path / "cache"))
+    for name in ("torch/ab/code.cpp", f"graphs/{'0' * 64}", "graphs/mine"):
+        (tmp_path / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cache" / name).write_text("four")
+    code, out, _ = said(capsys, "cache", "clear")
+    assert code == 0 and out.startswith("removed 1 compiled steps and torch's own files, 0.0 MB, from ")
+    assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()] == ["mine"]
+    assert said(capsys, "cache", "list")[1].startswith("0 compiled steps")
+
+
 # Extras
 
 

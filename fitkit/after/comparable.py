@@ -76,6 +76,10 @@ def check_number(folders: Sequence[Path]) -> None:
 def read_run(folder: Path, root: Path | None, split: str) -> Kept:
     """Return what the files of a finished run hold; the message names the run that cannot be compared."""
     run_folder.refuse_links(folder)
+    if folds := run_folder.fold_folders(folder):
+        raise SpecError(
+            f"{folder}: is a cross-validation, and single runs are compared: name a fold, such as {folds[0]}."
+        )
     spec = read_spec(folder, root)
     status = run_folder.status(folder)
     if status != "finished":

@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -130,6 +131,20 @@ def entries(folder: Path | None = None) -> list[tuple[Path, int, float]]:
             if NAME.fullmatch(path.name) and stat.S_ISREG(status.st_mode):
                 found.append((path, status.st_size, status.st_mtime))
     return sorted(found, key=lambda entry: -entry[2])
+
+
+def clear() -> tuple[int, int]:
+    """Remove all stored graphs and what torch's compiler keeps beside them; return how many graphs, bytes of all."""
+    found = entries()
+    size = sum(own for _, own, _ in found)
+    for path, *_ in found:
+        path.unlink(missing_ok=True)
+    folder = cache_folder() / "torch"
+    with contextlib.suppress(OSError):  # there is none
+        if _is_private(folder):
+            size += sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+            shutil.rmtree(folder, ignore_errors=True)
+    return len(found), size
 
 
 def prune(folder: Path, most: int = MOST_BYTES) -> None:
