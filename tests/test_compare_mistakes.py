@@ -80,7 +80,7 @@ def said(capsys, *words):
         (["iris", "iris-1", "--metric", "val_loss"], "They have loss, accuracy"),
         (["python", "iris"], "python: its model or data was given in Python, so that no command can read it again."),
         (["iris", "iris-1", "--against", "wide"], "wide: one seed does not tell how far another would move it."),
-        (["iris", "folds"], "folds: is a cross-validation, and single runs are compared: name a fold, such as folds/"),
+        (["iris", "folds"], "folds: this is a cross-validation of 2 folds, each a run of its own: name one, such as "),
         (["iris", "wide", "--against", "cancer", "cancer-1"], "cancer has the classes"),
         (["iris", "iris-1", "--against", "wide", "iris"], "this run is named twice"),
     ],
@@ -151,9 +151,22 @@ def test_runs_of_other_rows_are_compared_as_two_samples(runs, capsys):
     assert "not measured on the val rows of table: more (other data)." in text and "Newcombe, two samples" in text
 
 
+def test_from_python_the_mistakes_are_the_same_errors(runs):
+    with pytest.raises(fitkit.SpecError, match="give two runs or more"):
+        fitkit.compare("iris")
+    with pytest.raises(fitkit.SpecError, match="folds: this is a cross-validation of 2 folds"):
+        fitkit.compare("iris", "folds")
+    with pytest.raises(fitkit.CheckpointError, match="nowhere: this is not a run folder"):
+        fitkit.compare("iris", "nowhere")
+
+
 def test_a_refused_command_leaves_the_test_ledger_alone(runs, capsys):
     code, error = said(capsys, "digits", "diabetes", "--split", "test")
-    assert code == 2 and not (runs / "digits" / "test_looks.json").exists()
+    assert code == 2
+    shutil.copytree("digits", "other")
+    code, error = said(capsys, "digits", "other", "--split", "test", "--metric", "acc")
+    assert code == 2 and error.startswith("--metric acc: the runs have no such metric in common.")
+    assert not (runs / "digits" / "test_looks.json").exists()
 
 
 def test_a_hostile_number_in_the_summary_is_left_out(runs):

@@ -16,7 +16,7 @@ from fitkit.changes import differing
 from fitkit.engine.batches import RowBatches
 from fitkit.errors import CheckpointError, DataError, SpecError, listing, show
 from fitkit.evaluation.contrast import Overlap, overlap
-from fitkit.evaluation.measures import Measure, measures
+from fitkit.evaluation.measures import MEASURED, Measure, measures
 from fitkit.evaluation.outcomes import Outcomes
 from fitkit.model import load
 from fitkit.session import fingerprint
@@ -76,10 +76,7 @@ def check_number(folders: Sequence[Path]) -> None:
 def read_run(folder: Path, root: Path | None, split: str) -> Kept:
     """Return what the files of a finished run hold; the message names the run that cannot be compared."""
     run_folder.refuse_links(folder)
-    if folds := run_folder.fold_folders(folder):
-        raise SpecError(
-            f"{folder}: is a cross-validation, and single runs are compared: name a fold, such as {folds[0]}."
-        )
+    run_folder.refuse_folds(folder)
     spec = read_spec(folder, root)
     status = run_folder.status(folder)
     if status != "finished":
@@ -159,10 +156,8 @@ def check_groups(kept: Sequence[Kept], sizes: tuple[int, int]) -> None:
 
 def measured_alike(kept: Sequence[Kept]) -> tuple[list[str], list[str]]:
     """Return the names of measures that mean the same in all runs, and notes on those that do not."""
-    every = [
-        "loss",
-        *(name for name, entry in TABLES["metrics"].items() if entry.facts["target"] == kept[0].card["target"]),
-    ]
+    own = (name for one in kept for name in one.tree["metrics"])
+    every = dict.fromkeys(("loss", *own, *MEASURED[kept[0].card["target"]]))
     names, notes = [], []
     for name in every:
         found = differing([_meaning(one.tree, name) for one in kept])

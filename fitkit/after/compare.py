@@ -123,29 +123,23 @@ def compare(
     comparable.check_kinds(kept)
     if groups:
         comparable.check_groups(kept, groups)
-    names, notes = comparable.measured_alike(kept)
+    names, unlike = comparable.measured_alike(kept)
+    _headline(names, metric, kept)  # a mistake is told before the test split is looked at
     command = f"compare --split {split}"
     found = [comparable.take(one, read_outcomes(one.folder, split, start, command=command)) for one in kept]
+    rows = [comparable.rows_of(found[0].outcomes, other.outcomes) for other in found[1:]]
     names = [name for name in names if all(name in one.measures for one in found)]
     headline = _headline(names, metric, kept)
-    rows = [comparable.rows_of(found[0].outcomes, other.outcomes) for other in found[1:]]
-    metrics = {name: _contrasts(name, found, rows, groups) for name in dict.fromkeys((headline, *names))}
-    notes = [
-        *comparable.about_rows(found, rows, groups),
-        *comparable.about_seeds(kept, groups),
-        *notes,
-        *dict.fromkeys(note for one in found for note in one.notes),
-    ]
-    if split == "test":
-        notes += [say_looks(folder) for folder in folders]
+    notes = [*comparable.about_rows(found, rows, groups), *comparable.about_seeds(kept, groups), *unlike]
+    notes += dict.fromkeys(note for one in found for note in one.notes)
     return Comparison(
         part=split,
         headline=headline,
         runs=tuple(map(_facts, found, _labels(folders))),
         differences=tuple(comparable.differences(kept)),
-        metrics=metrics,
+        metrics={name: _contrasts(name, found, rows, groups) for name in dict.fromkeys((headline, *names))},
         groups=groups,
-        notes=tuple(notes),
+        notes=(*notes, *(say_looks(folder) for folder in folders if split == "test")),
     )
 
 
