@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from fitkit import register as register
     from fitkit.after.compare import Comparison as Comparison
     from fitkit.after.compare import compare as compare
+    from fitkit.after.lr_find import LRFind as LRFind
+    from fitkit.after.lr_find import lr_find as lr_find
     from fitkit.after.plan import Plan as Plan
     from fitkit.after.plan import plan as plan
     from fitkit.builder import build as build
@@ -38,6 +40,7 @@ _WHERE = {
     "Callback": "fitkit.parts.callback",
     "Comparison": "fitkit.after.compare",
     "CrossValidation": "fitkit.cross_validation",
+    "LRFind": "fitkit.after.lr_find",
     "LambdaCallback": "fitkit.parts.callback",
     "Model": "fitkit.model",
     "Plan": "fitkit.after.plan",
@@ -48,6 +51,7 @@ _WHERE = {
     "fit": "fitkit.model",
     "load": "fitkit.model",
     "load_spec": "fitkit.builder",
+    "lr_find": "fitkit.after.lr_find",
     "plan": "fitkit.after.plan",
 }
 
@@ -60,6 +64,7 @@ __all__ = [
     "DataWarning",
     "FitkitError",
     "History",
+    "LRFind",
     "LambdaCallback",
     "Model",
     "Plan",
@@ -72,6 +77,7 @@ __all__ = [
     "fit",
     "load",
     "load_spec",
+    "lr_find",
     "plan",
     "register",
 ]

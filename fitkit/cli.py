@@ -23,6 +23,7 @@ from fitkit.commands import (
     fit,
     init,
     list,
+    lr_find,
     plan,
     predict,
     schema,
@@ -30,7 +31,7 @@ from fitkit.commands import (
 )
 from fitkit.errors import FitkitError, printable
 
-COMMANDS = (fit, check, plan, verify_resume, list, explain, schema, init, evaluate, compare, cache, predict)
+COMMANDS = (fit, check, plan, lr_find, verify_resume, list, explain, schema, init, evaluate, compare, cache, predict)
 EPILOG = "A spec is a YAML file: see `fitkit init DATA` for a first one, and `fitkit list` for what it may say."
 
 

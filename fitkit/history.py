@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from fitkit import figures
 from fitkit.errors import CheckpointError, FitkitError, listing, nearest, show
 from fitkit.files import parse_json
 
@@ -17,6 +19,7 @@ Direction = Literal["min", "max"]
 HEAD, TAIL = 12, 15  # rows of a long history that are printed, beside the best one
 FORMAT = 1  # of the JSON document
 FORMULA = ("", "=", "+", "-", "@")  # a spreadsheet takes a cell that begins so for a formula; a metric never does
+PANEL = 4.6, 3.4  # inches that the curves of one measure take
 TRAIN, VAL = "#7a8599", "#c8501e"  # the colours of the curves
 
 
@@ -155,11 +158,10 @@ class History:
             from matplotlib import pyplot
         except ImportError:
             raise FitkitError('Plots need matplotlib: pip install "fitkit[plot]".') from None
-        bases = list(dict.fromkeys(name.removeprefix("val_") for name in self.directions))
+        bases = self._measures()
         if ax is None:
-            wide = min(len(bases), 3) or 1
-            tall = -(-len(bases) // wide) or 1
-            size = (4.6 * wide, 3.4 * tall)
+            wide, tall = _grid(len(bases))
+            size = (PANEL[0] * wide, PANEL[1] * tall)
             figure, grid = pyplot.subplots(tall, wide, figsize=size, squeeze=False, layout="constrained")
             axes = list(grid.flat)
             for unused in axes[len(bases) :]:
@@ -210,7 +212,26 @@ class History:
         gap = ["…"] + [""] * len(self.history)
         lines = [_html_row(header, "th"), *(_html_row(row or gap, "td") for row in rows)]
         caption = f'<caption style="caption-side: bottom; text-align: left">{_escape(self._summary())}</caption>'
-        return "\n".join(['<table style="font-variant-numeric: tabular-nums">', caption, *lines, "</table>"])
+        table = ['<table style="font-variant-numeric: tabular-nums">', caption, *lines, "</table>"]
+        return "\n".join([*([curves] if (curves := self.curves()) else []), *table])
+
+    def curves(self) -> str:
+        """Return the curves as HTML for a notebook; nothing before the second epoch, or without matplotlib."""
+        if len(self) < 2 or not (bases := self._measures()):
+            return ""
+        (wide, tall), text = _grid(len(bases)), f"Curves of {listing(bases)} by epoch: {self._summary()}"
+        try:
+            figure = figures.blank(PANEL[0] * wide, PANEL[1] * tall)
+        except FitkitError:
+            return ""
+        axes = list(figure.subplots(tall, wide, squeeze=False).flat)
+        for panel, base in itertools.zip_longest(axes, bases):
+            _panel(panel, self, base) if base else panel.set_axis_off()
+        return figures.image(figure, text)
+
+    def _measures(self) -> list[str]:
+        """Return what has a good end, each of which is a panel: its training and its validation curve."""
+        return list(dict.fromkeys(name.removeprefix("val_") for name in self.directions))
 
     def _row(self, index: int) -> dict[str, float]:
         if not 0 <= index < len(self):
@@ -269,6 +290,12 @@ _EXTRA: dict[str, Any] = {  # what a fit fills in, with the types that the JSON 
     "micro_batch": int | None,
     "peak_memory_mb": float | int | None,
 }
+
+
+def _grid(panels: int) -> tuple[int, int]:
+    """Return how many panels stand side by side, and one above another."""
+    wide = min(panels, 3) or 1
+    return wide, -(-panels // wide) or 1
 
 
 def _format(column: str, value: float) -> str:

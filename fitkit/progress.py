@@ -19,6 +19,8 @@ from fitkit.parts.callback import Callback
 class Bar(Callback):
     """A bar on standard error, redrawn ten times a second; nothing where that is not a terminal."""
 
+    only_shows = True
+
     def on_epoch_begin(self, trainer: Any) -> None:
         """Start the bar of this epoch."""
         self.bar: Any = None
@@ -45,6 +47,8 @@ class Lines(Callback):
 
     A fold of a cross-validation says which one it is; the plan is that of the first one that runs.
     """
+
+    only_shows = True
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json, self.quiet = as_json, quiet

@@ -280,9 +280,9 @@ class Trainer:
         if len(self.history) == self.epoch:  # else a checkpoint in the middle of this epoch was restored
             self.epoch, self.batch = self.epoch + 1, 0
             self.sums = Sums(self.objective.metrics, self.device)
-        started = time.perf_counter()
         seed_epoch(self.seed, self.epoch)
         self._call("epoch_begin")
+        started = time.perf_counter()
         self._train_step.begin_epoch()
         self._train_epoch(begun)
         if self.batch == 0:

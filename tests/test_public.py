@@ -14,6 +14,7 @@ def test_the_public_names_are_these():
         "fit",
         "load",
         "load_spec",
+        "lr_find",
         "plan",
         "register",
     }
