@@ -159,7 +159,7 @@ def _signed(value: float) -> str:
 
 
 def _range(found: Contrast) -> str:
-    return f"{_signed(found.low)} to {_signed(found.high)}"
+    return "-" if math.isnan(found.low) else f"{_signed(found.low)} to {_signed(found.high)}"
 
 
 def _p(p: float) -> str:
