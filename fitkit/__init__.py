@@ -17,6 +17,8 @@ from fitkit.history import History
 
 if TYPE_CHECKING:
     from fitkit import register as register
+    from fitkit.after.compare import Comparison as Comparison
+    from fitkit.after.compare import compare as compare
     from fitkit.after.diagnose import diagnose as diagnose
     from fitkit.after.lr_find import LRFind as LRFind
     from fitkit.after.lr_find import lr_find as lr_find
@@ -37,6 +39,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Callback": "fitkit.parts.callback",
+    "Comparison": "fitkit.after.compare",
     "CrossValidation": "fitkit.cross_validation",
     "LRFind": "fitkit.after.lr_find",
     "LambdaCallback": "fitkit.parts.callback",
@@ -45,6 +48,7 @@ _WHERE = {
     "Spec": "fitkit.spec.spec",
     "Trainer": "fitkit.trainer",
     "build": "fitkit.builder",
+    "compare": "fitkit.after.compare",
     "diagnose": "fitkit.after.diagnose",
     "fit": "fitkit.model",
     "load": "fitkit.model",
@@ -56,6 +60,7 @@ _WHERE = {
 __all__ = [
     "Callback",
     "CheckpointError",
+    "Comparison",
     "CrossValidation",
     "DataError",
     "DataWarning",
@@ -70,6 +75,7 @@ __all__ = [
     "Trainer",
     "TrainingError",
     "build",
+    "compare",
     "diagnose",
     "fit",
     "load",

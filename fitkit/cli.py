@@ -17,6 +17,7 @@ from fitkit import __version__
 from fitkit.commands import (
     cache,
     check,
+    compare,
     diagnose,
     evaluate,
     explain,
@@ -31,7 +32,11 @@ from fitkit.commands import (
 )
 from fitkit.errors import FitkitError, printable
 
-COMMANDS = (fit, check, plan, lr_find, verify_resume, list, explain, schema, init, evaluate, diagnose, cache, predict)
+COMMANDS = (
+    *(init, check, plan, lr_find, fit, verify_resume),
+    *(evaluate, diagnose, compare, predict),
+    *(list, explain, schema, cache),
+)
 EPILOG = "A spec is a YAML file: see `fitkit init DATA` for a first one, and `fitkit list` for what it may say."
 
 
