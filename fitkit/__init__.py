@@ -17,6 +17,8 @@ from fitkit.history import History
 
 if TYPE_CHECKING:
     from fitkit import register as register
+    from fitkit.after.compare import Comparison as Comparison
+    from fitkit.after.compare import compare as compare
     from fitkit.after.diagnose import diagnose as diagnose
     from fitkit.after.lr_find import LRFind as LRFind
     from fitkit.after.lr_find import lr_find as lr_find
@@ -38,6 +40,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Callback": "fitkit.parts.callback",
+    "Comparison": "fitkit.after.compare",
     "CrossValidation": "fitkit.cross_validation",
     "LRFind": "fitkit.after.lr_find",
     "LambdaCallback": "fitkit.parts.callback",
@@ -46,6 +49,7 @@ _WHERE = {
     "Spec": "fitkit.spec.spec",
     "Trainer": "fitkit.trainer",
     "build": "fitkit.builder",
+    "compare": "fitkit.after.compare",
     "diagnose": "fitkit.after.diagnose",
     "fit": "fitkit.model",
     "load": "fitkit.model",
@@ -58,6 +62,7 @@ _WHERE = {
 __all__ = [
     "Callback",
     "CheckpointError",
+    "Comparison",
     "CrossValidation",
     "DataError",
     "DataWarning",
@@ -72,6 +77,7 @@ __all__ = [
     "Trainer",
     "TrainingError",
     "build",
+    "compare",
     "diagnose",
     "fit",
     "load",

@@ -53,18 +53,29 @@ class Change:
         return FIXED.get(section)
 
 
-def changes(then: Any, now: Any, key: str = "") -> list[Change]:
+def changes(then: Any, now: Any) -> list[Change]:
     """Return the differences between two trees of plain values, in their order; a component of another name is one."""
-    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now) and any(map(_names, then)):  # layers
-        pairs = enumerate(zip(then, now, strict=True))
-        return [change for i, (one, other) in pairs for change in changes(one, other, f"{key}[{i}]")]
-    if not isinstance(then, Mapping) or not isinstance(now, Mapping):
-        return [] if then == now and type(then) is type(now) else [Change(key, then, now)]
-    if key and len(then) == len(now) == 1 and then.keys() != now.keys():
-        return [Change(key, then, now)]
-    found: list[Change] = []
-    for name in {**then, **now}:
-        found += changes(then.get(name, NOTHING), now.get(name, NOTHING), f"{key}.{name}" if key else str(name))
+    return [Change(key, *values) for key, values in differing([then, now])]
+
+
+def differing(trees: Sequence[Any], key: str = "") -> list[tuple[str, tuple[Any, ...]]]:
+    """Return each dotted key at which several trees of plain values are not all the same, with the value of each.
+
+    A component of another name is one difference. NOTHING stands for a tree that says nothing there.
+    """
+    first = trees[0]
+    lists = all(isinstance(tree, list) and len(tree) == len(first) for tree in trees)
+    if lists and any(map(_names, first)):  # layers
+        pairs = enumerate(zip(*trees, strict=True))
+        return [found for i, layer in pairs for found in differing(layer, f"{key}[{i}]")]
+    if not all(isinstance(tree, Mapping) for tree in trees):
+        same = all(tree == first and type(tree) is type(first) for tree in trees)
+        return [] if same else [(key, tuple(trees))]
+    if key and all(len(tree) == 1 for tree in trees) and any(tree.keys() != first.keys() for tree in trees):
+        return [(key, tuple(trees))]
+    found: list[tuple[str, tuple[Any, ...]]] = []
+    for name in dict.fromkeys(name for tree in trees for name in tree):
+        found += differing([tree.get(name, NOTHING) for tree in trees], f"{key}.{name}" if key else str(name))
     return found
 
 

@@ -17,6 +17,7 @@ from fitkit import __version__
 from fitkit.commands import (
     cache,
     check,
+    compare,
     diagnose,
     evaluate,
     explain,
@@ -34,7 +35,7 @@ from fitkit.errors import FitkitError, printable
 
 COMMANDS = (
     *(fit, check, plan, lr_find, verify_resume, list, explain, schema, init),
-    *(evaluate, diagnose, report, cache, predict),
+    *(evaluate, diagnose, compare, report, cache, predict),
 )
 EPILOG = "A spec is a YAML file: see `fitkit init DATA` for a first one, and `fitkit list` for what it may say."
 

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fitkit.cells import escape, format_value, html_row, plain
 from fitkit.errors import listing, nearest, show
 from fitkit.files import as_text
-from fitkit.history import ColumnError, History, _escape, _format, _html_row, _plain
+from fitkit.history import ColumnError, History
 
 FORMAT = 1  # of the JSON document
 LEVEL = 0.95
@@ -117,7 +118,7 @@ class CrossValidation:
     def to_plain(self) -> dict[str, Any]:
         """Return values, means, deviations and 95 % intervals by column; NaN is None, an infinity a string."""
         return dict(
-            _plain(
+            plain(
                 {
                     "format": FORMAT,
                     "k": self.k,
@@ -138,7 +139,7 @@ class CrossValidation:
         """Return header and rows as text: one a fold, then mean, standard deviation and the ends of the interval."""
         rows = [["fold", "best epoch", *self.columns]]
         for i, epoch in enumerate(self.best_epochs):
-            rows.append([str(i + 1), str(epoch), *(_format(name, self[name][i]) for name in self.columns)])
+            rows.append([str(i + 1), str(epoch), *(format_value(name, self[name][i]) for name in self.columns)])
         ends = {name: self.interval(name) for name in self.columns}
         for title, values in (
             ("mean", self.mean),
@@ -146,7 +147,7 @@ class CrossValidation:
             ("95 % from", {name: low for name, (low, _) in ends.items()}),
             ("to", {name: high for name, (_, high) in ends.items()}),
         ):
-            rows.append([title, "", *(_format(name, values[name]) for name in self.columns)])
+            rows.append([title, "", *(format_value(name, values[name]) for name in self.columns)])
         return rows
 
     def _said(self) -> str:
@@ -155,7 +156,7 @@ class CrossValidation:
 
     def __repr__(self) -> str:
         column = next((name for name in self.columns[::-1] if name.startswith("val_")), self.columns[-1])
-        mean, std = _format(column, self.mean[column]), _format(column, self.std[column])
+        mean, std = format_value(column, self.mean[column]), format_value(column, self.std[column])
         return f"CrossValidation({len(self)} folds, {column} {mean} ± {std})"
 
     def __str__(self) -> str:
@@ -166,8 +167,8 @@ class CrossValidation:
 
     def _repr_html_(self) -> str:
         header, *rows = self._table()
-        lines = [_html_row(header, "th"), *(_html_row(row, "td") for row in rows)]
-        caption = f'<caption style="caption-side: bottom; text-align: left">{_escape(self._said())}</caption>'
+        lines = [html_row(header, "th"), *(html_row(row, "td") for row in rows)]
+        caption = f'<caption style="caption-side: bottom; text-align: left">{escape(self._said())}</caption>'
         return "\n".join(['<table style="font-variant-numeric: tabular-nums">', caption, *lines, "</table>"])
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fitkit import figures
+from fitkit.cells import escape, format_value, html_row, number, plain
 from fitkit.diagnosis import Diagnosis, Evidence, Predictions, diagnose
 from fitkit.errors import CheckpointError, FitkitError, listing, nearest, show
 from fitkit.files import parse_json
@@ -143,7 +144,7 @@ class History:
             "baseline": self.baseline,
             **{name: getattr(self, name) for name in _EXTRA},
         }
-        return json.dumps(_plain(document), ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(plain(document), ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> History:
@@ -152,7 +153,7 @@ class History:
             document = parse_json(text)
             if document["format"] != FORMAT:
                 raise ValueError(f"its format is {show(document['format'])}, and this version reads {FORMAT}")
-            columns = {name: [_number(value) for value in values] for name, values in document["columns"].items()}
+            columns = {name: [number(value) for value in values] for name, values in document["columns"].items()}
             for name in columns:
                 if not name.isprintable() or name[:1] in FORMULA:
                     raise ValueError(f"{show(name)} is no name of a column")
@@ -163,9 +164,9 @@ class History:
             history = cls(list(columns), document["directions"], document["spec"])
             history.history = columns
             given = document.get("samples", {})  # not there in files of version 0.1
-            history.samples = {name: int(_number(value)) for name, value in given.items()}
-            history.baseline = {name: _number(value) for name, value in document.get("baseline", {}).items()}
-            history.classes = None if document.get("classes") is None else int(_number(document["classes"]))
+            history.samples = {name: int(number(value)) for name, value in given.items()}
+            history.baseline = {name: number(value) for name, value in document.get("baseline", {}).items()}
+            history.classes = None if document.get("classes") is None else int(number(document["classes"]))
             for name, kind in _EXTRA.items():
                 if not isinstance(document[name], kind):
                     raise ValueError(f"{name} is {show(document[name])}")
@@ -240,8 +241,8 @@ class History:
     def _repr_html_(self) -> str:
         header, rows = self._table()
         gap = ["…"] + [""] * len(self.history)
-        lines = [_html_row(header, "th"), *(_html_row(row or gap, "td") for row in rows)]
-        caption = f'<caption style="caption-side: bottom; text-align: left">{_escape(self._summary())}</caption>'
+        lines = [html_row(header, "th"), *(html_row(row or gap, "td") for row in rows)]
+        caption = f'<caption style="caption-side: bottom; text-align: left">{escape(self._summary())}</caption>'
         table = ['<table style="font-variant-numeric: tabular-nums">', caption, *lines, "</table>"]
         return "\n".join([*([curves] if (curves := self.curves()) else []), *table])
 
@@ -288,7 +289,7 @@ class History:
         rows: list[list[str] | None] = []
         for epoch, row in enumerate(self, 1):
             if whole or epoch <= HEAD or epoch > len(self) - TAIL or epoch == star:
-                cells = [_format(column, row[column]) for column in self.history]
+                cells = [format_value(column, row[column]) for column in self.history]
                 rows.append([f"*{epoch}" if epoch == star else str(epoch), *cells])
             elif rows[-1] is not None:
                 rows.append(None)
@@ -299,7 +300,7 @@ class History:
         facts = ["1 epoch" if len(self) == 1 else f"{len(self)} epochs"]
         if best := self._best():
             column, row = best
-            facts.append(f"best {column} {_format(column, row[column])} at epoch {row['epoch']}")
+            facts.append(f"best {column} {format_value(column, row[column])} at epoch {row['epoch']}")
         return facts
 
     def _summary(self) -> str:
@@ -328,53 +329,6 @@ def _grid(panels: int) -> tuple[int, int]:
     return wide, -(-panels // wide) or 1
 
 
-def _format(column: str, value: float) -> str:
-    """Return a number as a table shows it: four decimals, or three digits where those would show nothing."""
-    if not math.isfinite(value):
-        return "-" if math.isnan(value) else str(value)
-    size = abs(value)
-    if column == "lr":
-        return f"{value:.3g}"
-    if column.endswith("_seconds"):
-        return f"{value:.3f}" if size < 1 else f"{value:.1f}"
-    if size >= 1e5 or 0 < size < 1e-3:
-        return f"{value:.2e}"
-    return f"{value:.4f}" if size < 100 else f"{value:.1f}"
-
-
-def _escape(text: str) -> str:
-    import html  # all entities of HTML, which only a notebook needs
-
-    return html.escape(text)
-
-
-def _html_row(cells: Sequence[str], tag: str) -> str:
-    bold = "; font-weight: 700" if cells[0].startswith("*") else ""
-    inner = "".join(f'<{tag} style="text-align: right{bold}">{_escape(cell)}</{tag}>' for cell in cells)
-    return f"<tr>{inner}</tr>"
-
-
-def _plain(value: Any) -> Any:
-    """Return a copy that strict JSON can hold."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
-
-
-def _number(value: Any) -> float:
-    if value is None:
-        return math.nan
-    if value in ("Infinity", "-Infinity"):
-        return float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{show(value)} stands where a number belongs")
-    return float(value)
-
-
 def _panel(axes: Any, history: History, base: str) -> None:
     """Draw one measure on matplotlib axes: its training and validation curve, and the best epoch."""
     shown: list[float] = []
@@ -389,7 +343,7 @@ def _panel(axes: Any, history: History, base: str) -> None:
     best = history._best()
     chosen = best[1].get(f"val_{base}", best[1].get(base, math.nan)) if best else math.nan
     if best and math.isfinite(chosen):
-        label = f"best epoch {best[1]['epoch']}: {_format(base, chosen)}"
+        label = f"best epoch {best[1]['epoch']}: {format_value(base, chosen)}"
         colour = VAL if f"val_{base}" in best[1] else TRAIN
         axes.axvline(best[1]["epoch"], color="#b5bac4", linewidth=1, linestyle=(0, (4, 3)), zorder=0)
         axes.plot([best[1]["epoch"]], [chosen], "o", color=colour, markersize=7, markeredgecolor="white", label=label)

@@ -17,11 +17,10 @@ from torch import nn
 
 from fitkit import run_folder
 from fitkit.builder import assemble
-from fitkit.builder.data import Prepared
 from fitkit.builder.look import warn
 from fitkit.changes import HARMLESS, Change, changes, check_allowed
 from fitkit.engine import checkpoint
-from fitkit.engine.batches import RowBatches
+from fitkit.engine.batches import Batches, RowBatches
 from fitkit.engine.signals import on_signal
 from fitkit.engine.weights import first_bytes
 from fitkit.errors import CheckpointError, Fault, SpecError
@@ -68,7 +67,7 @@ def run(
         run_folder.refuse_used(folder)
     writer = run_folder.RunFolder(spec, command)
     trainer, prepared = assemble(spec, model, data, folder, (writer, *callbacks))
-    writer.data = fingerprint(prepared)
+    writer.data = fingerprint(prepared.parts)
     run_folder.refuse_links(folder)
     with locked(folder):
         run_folder.clear_leftovers(folder)
@@ -193,10 +192,10 @@ def find_changes(folder: Path, trainer: Trainer, data: Mapping[str, str], allowe
     return found
 
 
-def fingerprint(prepared: Prepared) -> dict[str, str]:
+def fingerprint(parts: Mapping[str, Batches]) -> dict[str, str]:
     """Return a SHA-256 of the arrays and the split of a run, by part; of a Dataset only its length is known."""
     found = {}
-    for name, batches in prepared.parts.items():
+    for name, batches in parts.items():
         digest = hashlib.sha256()
         if isinstance(batches, RowBatches):
             for tensor in (batches.x, batches.y, batches.rows, batches.starts):

@@ -194,7 +194,7 @@ def test_without_torchmetrics_the_rest_is_measured_and_a_note_says_what_is_missi
     def missing():
         raise ValueError("no")
 
-    monkeypatch.setattr("fitkit.evaluation.evaluation.torchmetrics", missing)
+    monkeypatch.setattr("fitkit.evaluation.measures.torchmetrics", missing)
     found = evaluate(made(torch.randn(9, 3), torch.arange(9) % 3))
     assert "auroc" not in found and "f1" in found
     assert found.notes[0] == 'auroc needs an extra: pip install "fitkit[metrics]"'
@@ -225,3 +225,10 @@ def test_model_evaluate_takes_what_fit_takes():
     loaded = model.evaluate(torch.utils.data.TensorDataset(x, y))
     assert dict(found) == pytest.approx(dict(loaded), rel=1e-6)
     assert found["accuracy"] == pytest.approx((model.predict(x) == y).double().mean().item())
+
+
+def test_rankings_of_very_many_targets_and_classes_are_left_out_and_a_note_says_so(monkeypatch):
+    monkeypatch.setattr("fitkit.evaluation.measures.MOST_RANKED", 26)
+    found = evaluate(made(torch.randn(9, 3), torch.arange(9) % 3))
+    assert "auroc" not in found and found.notes[0].startswith("auroc takes minutes for so many targets and classes")
+    assert "auroc" in evaluate(made(torch.randn(8, 3), torch.arange(8) % 3))

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "fitkit"
 # From the ground up: a module may import only modules of lower layers, and of its own folder where that is a layer.
 LAYERS = [
     ["errors"],
-    ["files", "figures", "diagnosis"],
+    ["files", "figures", "cells", "diagnosis"],
     ["history"],
     ["cross_validation"],
     ["data", "spec"],

@@ -11,6 +11,7 @@ def test_the_public_names_are_these():
     assert {name for name in fitkit.__all__ if name[0].islower()} == {
         "build",
         "diagnose",
+        "compare",
         "fit",
         "load",
         "load_spec",

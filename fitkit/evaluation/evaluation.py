@@ -10,18 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fitkit.builder.metrics import bind_metric
-from fitkit.builder.tables import default
-from fitkit.engine.step import Metric
-from fitkit.evaluation.intervals import Estimate, bootstrap, ranked, wilson
+from fitkit.evaluation.intervals import Estimate, bootstrap, wilson
+from fitkit.evaluation.measures import Measure, can_rank, measures
 from fitkit.evaluation.outcomes import Outcomes
 from fitkit.parts.rankings import per_class, torchmetrics
 
-MEASURED = {
-    "classes": ("accuracy", "balanced_accuracy", "f1", "auroc", "average_precision"),
-    "values": ("mean_absolute_error", "root_mean_squared_error", "r2"),
-}
-RANKED = {"auroc": False, "average_precision": True}  # whether it is the precision that is averaged
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 MOST_CLASSES = 1000  # of which a confusion matrix is made
 
@@ -94,8 +87,8 @@ class Evaluation(Mapping[str, float]):
             "quantiles": {f"{q:g}": value for q, value in self.residuals.quantiles.items()},
         }
         plain["notes"] = list(self.notes)
-        finite: dict[str, Any] = _finite(plain)
-        return finite
+        strict: dict[str, Any] = finite(plain)
+        return strict
 
     def __str__(self) -> str:
         from fitkit.evaluation.words import in_words
@@ -108,11 +101,12 @@ class Evaluation(Mapping[str, float]):
         return in_html(self)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return plain data for strict JSON: None in place of NaN and infinities."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -122,19 +116,8 @@ def evaluate(outcomes: Outcomes) -> Evaluation:
     Metrics are those of the run and the usual ones. Samples are what is drawn again for intervals, so the tokens of one
     text stay together. AUROC and average precision need the extra `metrics`; a note says where it is missing.
     """
-    estimates = {"loss": _loss(outcomes)}
-    notes: list[str] = []
-    own = {metric.name: metric for metric in outcomes.metrics}
-    for name in (*own, *MEASURED[outcomes.kind]):
-        if name in estimates:
-            continue
-        if name in RANKED and name not in own and not _can_rank():
-            notes.append(f'{name} needs an extra: pip install "fitkit[metrics]"')
-            continue
-        metric = own.get(name) or bind_metric(
-            default("metrics", name, "metrics"), outcomes.reads, outcomes.outputs, outcomes.targets
-        )
-        estimates[name] = _estimate(metric, outcomes)
+    found, notes = measures(outcomes)
+    estimates = {measure.name: estimate(measure, len(outcomes)) for measure in found}
     facts: dict[str, Any] = {}
     if outcomes.kind == "classes":
         confusion = confusion_matrix(outcomes)
@@ -154,58 +137,11 @@ def evaluate(outcomes: Outcomes) -> Evaluation:
     )
 
 
-def _can_rank() -> bool:
-    try:
-        torchmetrics()
-    except ValueError:
-        return False
-    return True
-
-
-def _loss(outcomes: Outcomes) -> Estimate:
-    def measure(weights: Tensor) -> list[float]:
-        values: list[float] = ((weights @ outcomes.sums) / (weights @ outcomes.counts)).tolist()
-        return values
-
-    return bootstrap(outcomes.loss, len(outcomes), measure)
-
-
-def _estimate(metric: Metric, outcomes: Outcomes) -> Estimate:
-    rows = metric.function(outcomes.outputs, outcomes.targets)
-    if metric.keeps:
-        value = metric.finish(rows, outcomes.positions)
-        if metric.name in RANKED:
-            return bootstrap(value, len(outcomes), lambda w: _ranked(metric.name, outcomes, w[:, outcomes.samples]))
-        return bootstrap(value, len(outcomes), lambda w: _finished(metric, rows, w[:, outcomes.samples]))
-    rows = rows.reshape(len(rows), -1).double()
-    value = metric.finish(rows.sum(0) if rows.shape[1] > 1 else rows.sum(), outcomes.positions)
-    if outcomes.one_each and rows.shape[1] == 1 and bool(((rows == 0) | (rows == 1)).all()):
-        hits = rows.sum().item()
-        if value == hits / len(outcomes):  # a share of independent samples
-            return wilson(hits, len(outcomes))
-    sums = torch.zeros(len(outcomes), rows.shape[1], dtype=torch.float64).index_add_(0, outcomes.samples, rows)
-    counts = outcomes.samples.bincount(minlength=len(outcomes)).double()
-
-    def measure(weights: Tensor) -> list[float]:
-        totals = zip((weights @ sums).unbind(), (weights @ counts).tolist(), strict=True)
-        return [metric.finish(total if len(total) > 1 else total[0], count) for total, count in totals]
-
-    return bootstrap(value, len(outcomes), measure)
-
-
-def _finished(metric: Metric, rows: Tensor, weights: Tensor) -> list[float]:
-    """Return a metric that needs all rows for each resample: its rows as often as they are drawn."""
-    drawn = [rows.repeat_interleave(weight.long(), 0) for weight in weights]
-    return [metric.finish(again, len(again)) for again in drawn]
-
-
-def _ranked(name: str, outcomes: Outcomes, weights: Tensor) -> list[float]:
-    """Return AUROC or average precision for weights of the positions (b, M): of class 1, or the mean over classes."""
-    scores = outcomes.log_probabilities(1.0)
-    numbers = [1] if scores.shape[1] == 2 else [k for k, n in enumerate(outcomes.targets.bincount().tolist()) if n]
-    each = [ranked(scores[:, k], outcomes.targets == k, weights, precision=RANKED[name]) for k in numbers]
-    values: list[float] = torch.stack(each).nanmean(0).tolist()
-    return values
+def estimate(measure: Measure, count: int) -> Estimate:
+    """Return the 95 % interval of a measure of so many samples: Wilson's for a share, else a bootstrap's."""
+    if measure.hits is not None:
+        return wilson(int(measure.hits.sum()), count)
+    return bootstrap(measure.value, count, measure.weighted)
 
 
 def confusion_matrix(outcomes: Outcomes) -> Tensor | None:  # (C, C) int64
@@ -223,7 +159,7 @@ def _classes(outcomes: Outcomes, confusion: Tensor | None) -> tuple[ClassRow, ..
     predicted = outcomes.predicted.bincount(minlength=count).tolist()
     right = outcomes.targets[outcomes.targets == outcomes.predicted].bincount(minlength=count).tolist()
     areas = [[math.nan] * count] * 2
-    if outcomes.can_be_probabilities and count <= MOST_CLASSES and _can_rank():
+    if outcomes.can_be_probabilities and count <= MOST_CLASSES and can_rank():
         functions = (torchmetrics().binary_auroc, torchmetrics().binary_average_precision)
         areas = [per_class(function, outcomes.probabilities(1.0), outcomes.targets) for function in functions]
     rows = []

@@ -28,13 +28,13 @@ class Estimate:
     method: str
 
 
-def wilson(hits: float, count: float) -> Estimate:
-    """Return a share with Wilson's score interval (Wilson 1927), which stays within 0 and 1, for none and all too."""
+def wilson(hits: float, count: float, z: float = Z) -> Estimate:
+    """Return a share with Wilson's score interval (Wilson 1927), of `z` standard errors; it stays within 0 and 1."""
     if not count:
         return Estimate(math.nan, math.nan, math.nan, "Wilson")
     share = hits / count
-    middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
-    half = Z / (1 + Z**2 / count) * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
     return Estimate(share, max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share)), "Wilson")
 
 

@@ -13,6 +13,8 @@ MOST_SHOWN = 20  # classes whose confusion matrix is printed whole
 MOST_ROWS = 50  # classes that are printed, the largest
 WIDEST = 24  # letters of a class's name
 
+Tables = Sequence[tuple[str, list[list[str]]]]  # the title of each, and its rows, the header first
+
 
 def number(value: float) -> str:
     """Return a number as a table shows it: four digits, "-" for one that is not there."""
@@ -23,26 +25,33 @@ def number(value: float) -> str:
 
 def in_words(evaluation: Evaluation) -> str:
     """Return measures with their intervals, the classes and confusions, or the residuals, as lines of text."""
-    return "\n\n".join("\n".join(block) for block in _blocks(evaluation))
+    return text_of(_tables(evaluation), evaluation.notes)
 
 
 def in_html(evaluation: Evaluation) -> str:
     """Return the same as HTML tables."""
-    tables = []
-    for title, table in _tables(evaluation):
+    return html_of(_tables(evaluation), evaluation.notes)
+
+
+def text_of(tables: Tables, notes: Sequence[str]) -> str:
+    """Return titled tables and the notes under them as lines of text."""
+    blocks = [[printable(title), *aligned(table)] for title, table in tables]
+    blocks += [[printable(note) for note in notes]] if notes else []
+    return "\n\n".join("\n".join(block) for block in blocks)
+
+
+def html_of(tables: Tables, notes: Sequence[str]) -> str:
+    """Return the same as HTML."""
+    parts = []
+    for title, table in tables:
         rows = ["".join(f"<th>{html.escape(cell)}</th>" for cell in table[0])]
         rows += ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in table[1:]]
         body = "".join(f"<tr>{row}</tr>" for row in rows)
-        tables.append(f"<p>{html.escape(title)}</p><table>{body}</table>")
-    return "".join(tables) + "".join(f"<p>{html.escape(note)}</p>" for note in evaluation.notes)
+        parts.append(f"<p>{html.escape(title)}</p><table>{body}</table>")
+    return "".join(parts) + "".join(f"<p>{html.escape(note)}</p>" for note in notes)
 
 
-def _blocks(evaluation: Evaluation) -> list[list[str]]:
-    blocks = [[printable(title), *aligned(table)] for title, table in _tables(evaluation)]
-    return [*blocks, [printable(note) for note in evaluation.notes]] if evaluation.notes else blocks
-
-
-def _tables(evaluation: Evaluation) -> list[tuple[str, list[list[str]]]]:
+def _tables(evaluation: Evaluation) -> Tables:
     title = f"{evaluation.part}: {evaluation.samples:,} samples"
     if evaluation.positions != evaluation.samples:
         title += f", {evaluation.positions:,} targets"
