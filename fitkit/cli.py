@@ -34,8 +34,9 @@ from fitkit.commands import (
 from fitkit.errors import FitkitError, printable
 
 COMMANDS = (
-    *(fit, check, plan, lr_find, verify_resume, list, explain, schema, init),
-    *(evaluate, diagnose, compare, report, cache, predict),
+    *(init, check, plan, lr_find, fit, verify_resume),
+    *(evaluate, diagnose, compare, report, predict),
+    *(list, explain, schema, cache),
 )
 EPILOG = "A spec is a YAML file: see `fitkit init DATA` for a first one, and `fitkit list` for what it may say."
 

@@ -11,6 +11,7 @@ from typing import Any
 import fitkit
 from fitkit import files, run_folder
 from fitkit.after.report import classes, comparison, folds, record, sections, verdict
+from fitkit.after.report.comparison import Runs, gather_runs
 from fitkit.after.report.figures import require_matplotlib
 from fitkit.after.report.folds import gather_folds
 from fitkit.after.report.gather import Run, gather
@@ -34,9 +35,10 @@ ONE: tuple[tuple[str, str, Callable[[Run], Html | None]], ...] = (
     ("test", "Looks at the test split", record.test_looks),
     ("spec", "Spec", record.spec),
 )
-SEVERAL: tuple[tuple[str, str, Callable[[Sequence[Run]], Html | None]], ...] = (
+SEVERAL: tuple[tuple[str, str, Callable[[Runs], Html | None]], ...] = (
     ("results", "Results", comparison.results),
-    ("curves", "Curves", comparison.curves),
+    ("contrasts", "More than noise?", comparison.contrasts),
+    ("curves", "Curves", lambda runs: comparison.curves(runs.each)),
     ("differences", "What differs", comparison.differences),
     ("runs", "Runs", comparison.environments),
 )
@@ -77,6 +79,8 @@ def report(
     start = None if root is None else Path(root)
     if len(folders) == 1 and run_folder.fold_folders(folders[0]):
         title, header, parts = _of_folds(folders[0], split, start)
+    elif len(folders) == 1:
+        title, header, parts = _of_run(folders[0], split, start)
     else:
         title, header, parts = _of_runs(folders, split, start)
     page = document(title, header, [part for part in parts if part is not None], _footer())
@@ -84,18 +88,21 @@ def report(
     return path
 
 
-def _of_runs(folders: Sequence[Path], split: str | None, root: Path | None) -> tuple[str, Html, list[Section | None]]:
-    for folder in folders:
-        run_folder.refuse_folds(folder)
-    found = [gather(folder, split, root) for folder in folders]
-    for run in found:
-        _warn(run)
-    if len(found) > 1:
-        parts = [_section(name, title, make, found) for name, title, make in SEVERAL]
-        return "Comparison of runs", comparison.header(found), parts
-    [run] = found
+def _of_run(folder: Path, split: str | None, root: Path | None) -> tuple[str, Html, list[Section | None]]:
+    run = gather(folder, split, root)
+    _warn(run)
     parts = [_section(name, title, make, run) for name, title, make in ONE]
     return f"{short(run.name, 80)}: report", sections.header(run), parts
+
+
+def _of_runs(folders: Sequence[Path], split: str | None, root: Path | None) -> tuple[str, Html, list[Section | None]]:
+    runs = gather_runs(folders, split, root)
+    for run in runs.each:
+        _warn(run)
+    if runs.why:
+        warnings.warn(f"the runs are not tested against each other: {runs.why}", stacklevel=3)
+    parts = [_section(name, title, make, runs) for name, title, make in SEVERAL]
+    return "Comparison of runs", comparison.header(runs), parts
 
 
 def _of_folds(folder: Path, split: str | None, root: Path | None) -> tuple[str, Html, list[Section | None]]:
