@@ -88,7 +88,6 @@ class Page(html.parser.HTMLParser):
     def text(self):
         return " ".join("".join(self.words).split())
 
-    def table(self, corner):
-        """Return the rows below the header of the table whose first cell says so."""
-        [found] = [table for table in self.tables if table[0][0] == corner]
-        return found[1:]
+    def table(self, corner, number=0):
+        """Return the rows below the header of the first, second, … table whose first cell says so."""
+        return [table for table in self.tables if table[0][0] == corner][number][1:]

@@ -250,13 +250,20 @@ def test_several_runs_are_compared(runs, tmp_path, capsys, monkeypatch):
     differing = {row[0]: row[1:] for row in page.table("key of the resolved spec")}
     assert differing == {"seed": ["0", "3"], "fit.epochs": ["3", "2"]}
     found = [evaluate(read_outcomes(folder, command="a test")) for folder in (runs("digits"), other)]
-    [row] = [row for table in page.tables for row in table if row[0] == "accuracy"]
+    [row] = [row for row in page.table("", 0) if row[0] == "accuracy"]
     assert [float(cell[:6]) for cell in row[1:]] == pytest.approx([one["accuracy"] for one in found], abs=6e-5)
     assert "do not have the same validation samples" in page.text  # another seed, another split
+    said = fitkit.compare(runs("digits"), other)
+    assert said.verdict in page.text
+    [row] = [row for row in page.table("", 1) if row[0] == "accuracy, other"]
+    assert float(row[1]) == pytest.approx(said.metrics["accuracy"][0].difference, abs=6e-5)
+    assert row[-1] == said.metrics["accuracy"][0].outcome
 
 
 def test_runs_of_other_models_differ_as_a_whole(runs):
-    page = page_of([runs("digits"), runs("iris")], runs("digits") / "comparison.html", root=SPECS)
+    with pytest.warns(UserWarning, match="not tested against each other: .* Give runs of one task"):
+        page = page_of([runs("digits"), runs("iris")], runs("digits") / "comparison.html", root=SPECS)
+    assert "The runs are not tested against each other" in page.text
     assert page.faults == []
     rows = {row[0]: row[1:] for row in page.table("key of the resolved spec")}
     assert rows["data"][1].startswith("{iris:") and rows["data"][0].startswith("{digits:")
