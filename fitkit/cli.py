@@ -14,10 +14,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from fitkit import __version__
-from fitkit.commands import cache, check, evaluate, explain, fit, init, list, plan, predict, schema, verify_resume
+from fitkit.commands import (
+    cache,
+    calibrate,
+    check,
+    evaluate,
+    explain,
+    fit,
+    init,
+    list,
+    plan,
+    predict,
+    schema,
+    verify_resume,
+    worst,
+)
 from fitkit.errors import FitkitError, printable
 
-COMMANDS = (fit, check, plan, verify_resume, list, explain, schema, init, evaluate, cache, predict)
+COMMANDS = (fit, check, plan, verify_resume, list, explain, schema, init, evaluate, calibrate, worst, cache, predict)
 EPILOG = "A spec is a YAML file: see `fitkit init DATA` for a first one, and `fitkit list` for what it may say."
 
 

@@ -47,6 +47,10 @@ def read_outcomes(folder: Path, part: str = "val", root: Path | None = None, *, 
     known = {**trainer.card, "temperature": card.get("temperature")}
     batches, facts = prepared.parts[part], TABLES["losses"][loss].facts
     outcomes = take_outcomes(trainer.model, trainer.objective, batches, facts, part=part, card=known)
+    data = prepared.data
+    if data is not None:
+        first = int(outcomes.rows.min()) if data.split is not None else 0  # rows of x_val count from 0
+        outcomes = dataclasses.replace(outcomes, image=data.image, rows=outcomes.rows - first)
     if part == "test":
         _note_look(folder, command)
     return outcomes

@@ -13,7 +13,8 @@ from torch import Tensor
 from fitkit.builder.metrics import bind_metric
 from fitkit.builder.tables import default
 from fitkit.engine.step import Metric
-from fitkit.evaluation.intervals import Estimate, bootstrap, ranked, wilson
+from fitkit.evaluation.calibration import ece
+from fitkit.evaluation.intervals import Estimate, bootstrap, finite, ranked, wilson
 from fitkit.evaluation.outcomes import Outcomes
 from fitkit.parts.rankings import per_class, torchmetrics
 
@@ -94,8 +95,7 @@ class Evaluation(Mapping[str, float]):
             "quantiles": {f"{q:g}": value for q, value in self.residuals.quantiles.items()},
         }
         plain["notes"] = list(self.notes)
-        finite: dict[str, Any] = _finite(plain)
-        return finite
+        return dict(finite(plain))
 
     def __str__(self) -> str:
         from fitkit.evaluation.words import in_words
@@ -106,14 +106,6 @@ class Evaluation(Mapping[str, float]):
         from fitkit.evaluation.words import in_html
 
         return in_html(self)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def evaluate(outcomes: Outcomes) -> Evaluation:
@@ -135,6 +127,12 @@ def evaluate(outcomes: Outcomes) -> Evaluation:
             default("metrics", name, "metrics"), outcomes.reads, outcomes.outputs, outcomes.targets
         )
         estimates[name] = _estimate(metric, outcomes)
+    if outcomes.can_be_probabilities and "ece" not in estimates:
+        estimates["ece"] = ece(outcomes)
+        if outcomes.temperature != 1:
+            notes.append(
+                f"probabilities, and so ece, are those at the calibrated temperature {outcomes.temperature:.4g}"
+            )
     facts: dict[str, Any] = {}
     if outcomes.kind == "classes":
         confusion = confusion_matrix(outcomes)

@@ -14,6 +14,22 @@ from fitkit.engine.batches import Batches, RowBatches
 from fitkit.engine.step import Metric, Objective, eval_mode
 from fitkit.errors import DataError
 
+MOST_LOGIT = 100.0  # of a probability: where torch's binary_cross_entropy bounds its logarithm
+
+
+def as_logits(outputs: Tensor, reads: str) -> Tensor:  # (...) -> (...) float64
+    """Return outputs as logits: those of probabilities, at most 100; log-probabilities are logits, too."""
+    outputs = outputs.double()
+    return outputs.logit().clamp(-MOST_LOGIT, MOST_LOGIT) if reads == "probabilities" else outputs
+
+
+def tempered(logits: Tensor, temperature: float | Tensor, dim: int = -1) -> Tensor:
+    """Return logits divided by a temperature (Guo et al. 2017), the largest of each sample moved to 0 before that.
+
+    The softmax is the same for it, and no temperature makes it overflow.
+    """
+    return (logits - logits.amax(dim, keepdim=True)) / temperature
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcomes:
@@ -35,6 +51,7 @@ class Outcomes:
     metrics: tuple[Metric, ...] = ()
     classes: tuple[str, ...] | None = None  # the names of the classes, where the data has any
     temperature: float = 1.0  # by which `fitkit calibrate` divides logits
+    image: tuple[int, int, int] | None = None  # (channels, height, width) of samples that are flattened images
     batches: Batches | None = field(default=None, repr=False)  # where the samples can be read again
     card: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -77,13 +94,12 @@ class Outcomes:
         Logits are divided by a temperature first, the calibrated one unless another is given; probabilities are taken
         for the softmax or sigmoid of theirs.
         """
-        outputs = self.outputs.double()
-        if self.reads == "probabilities":
-            outputs = outputs.logit() if outputs.ndim == 1 else outputs.log()
-        outputs = outputs / (self.temperature if temperature is None else temperature)
-        if outputs.ndim == 1:
-            outputs = torch.stack((torch.zeros_like(outputs), outputs), 1)
-        return outputs.log_softmax(1)
+        return tempered(self.logits(), self.temperature if temperature is None else temperature).log_softmax(1)
+
+    def logits(self, start: int = 0, end: int | None = None) -> Tensor:  # (m, C) float64
+        """Return the logits of each class at the positions from `start` to `end`; one logit z gives 0 and z."""
+        logits = as_logits(self.outputs[start:end], self.reads)
+        return logits if logits.ndim == 2 else torch.stack((torch.zeros_like(logits), logits), 1)
 
     def probabilities(self, temperature: float | None = None) -> Tensor:  # (M, C) float64
         """Return the probability of each class."""
