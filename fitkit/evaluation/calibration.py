@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -23,6 +23,8 @@ BINS = 15  # as in Guo et al.
 LOWEST, HIGHEST = 0.01, 100.0  # between which a temperature is looked for
 FOLDS = 5  # of a cross-fit
 PIECE = 1 << 22  # logits that are held at a time
+
+NOTHING = Estimate(math.nan, math.nan, math.nan, "none")
 
 Spacing = Literal["width", "mass"]
 Measure = Callable[[Tensor], Tensor]  # weights of the samples (b, N) -> (b,)
@@ -242,31 +244,32 @@ def _accuracy(outcomes: Outcomes) -> Estimate:
     return _estimate(outcomes, _measure_mean(outcomes, hits))
 
 
-def fit_temperature(outcomes: Outcomes, among: Tensor | None = None) -> Estimate:
+def fit_temperature(outcomes: Outcomes, among: Tensor | None = None, begin: float = 1.0) -> Estimate:
     """Return the temperature that minimises the mean negative log-likelihood, each target counted once.
 
     `among` (M,) bool names the positions that count. The likelihood is convex in 1 / temperature, so there is one
-    optimum, found by Newton's method with bisection where that leaves the bracket, to 1e-12. The interval is that of
-    the robust variance (White 1982) of its logarithm, samples apart. NaN where there is no optimum between 0.01 and
-    100: the likelihood of predictions that are all right grows without end as the temperature falls.
+    optimum, found by Newton's method from `begin`, with bisection where it leaves the bracket, to 1e-12. The interval
+    is that of the robust variance (White 1982) of its logarithm, samples apart. NaN where there is no optimum between
+    0.01 and 100: the likelihood of predictions that are all right grows without end as the temperature falls.
     """
     used = torch.ones(outcomes.positions, dtype=torch.bool) if among is None else among
-    low, high, inverse = 1 / HIGHEST, 1 / LOWEST, 1.0
-    slopes, curve = _derivatives(outcomes, low, used)
-    if slopes.sum() >= 0 or (_derivatives(outcomes, high, used)[0]).sum() <= 0:
-        return Estimate(math.nan, math.nan, math.nan, "robust")
+    low, high, inverse = 1 / HIGHEST, 1 / LOWEST, 1 / begin
+    slopes, curve = _derivatives(outcomes, high, used)
+    if slopes.sum() <= 0:
+        return NOTHING
     for _ in range(200):
         slopes, curve = _derivatives(outcomes, inverse, used)
         slope = float(slopes.sum())
         low, high = (inverse, high) if slope < 0 else (low, inverse)
         newton = inverse - slope / curve if curve else math.inf
-        before, inverse = inverse, newton if low < newton < high else math.sqrt(low * high)
-        if abs(inverse - before) <= 1e-12 * inverse or slope == 0:
+        if abs(newton - inverse) <= 1e-12 * inverse or high - low <= 1e-12 * high:
             break
-    each = _by_sample(outcomes, slopes)
-    spread = math.sqrt(float(each.square().sum())) / (inverse * curve) if curve else math.inf
-    ends = [math.exp(sign * Z * spread) / inverse if spread < 100 else math.nan for sign in (-1, 1)]
-    return Estimate(1 / inverse, ends[0], ends[1], "robust")
+        inverse = newton if low < newton < high else math.sqrt(low * high)
+    if inverse * HIGHEST < 1 + 1e-9 or not curve:
+        return NOTHING
+    spread = math.sqrt(float(_by_sample(outcomes, slopes).square().sum())) / (inverse * curve)
+    factor = math.exp(min(Z * spread, 100.0))
+    return Estimate(1 / inverse, 1 / inverse / factor, factor / inverse, "robust")
 
 
 def _derivatives(outcomes: Outcomes, inverse: float, used: Tensor) -> tuple[Tensor, float]:
@@ -276,13 +279,13 @@ def _derivatives(outcomes: Outcomes, inverse: float, used: Tensor) -> tuple[Tens
     """
     slopes, curve = [], 0.0
     for part, logits, targets in _pieces(outcomes):
-        logits = tempered(logits, 1.0)
+        logits = tempered(logits, 1.0).clamp(min=-1e30)  # -inf times a probability of 0 would be NaN
+        weighted = (logits * inverse).softmax(1).mul_(logits)
+        mean = weighted.sum(1)
+        spread = weighted.mul_(logits).sum(1) - mean.square()
         own = logits.gather(1, targets[:, None]).squeeze(1)
-        chances = (logits * inverse).softmax(1)
-        logits = torch.where(chances > 0, logits, 0)  # a logit of -inf has no part in a mean
-        mean = (chances * logits).sum(1)
         slopes.append(torch.where(used[part], mean - own, 0))
-        curve += float((torch.where(used[part, None], chances, 0) * (logits - mean[:, None]).square()).sum())
+        curve += float(spread[used[part]].sum())
     return torch.cat(slopes), curve
 
 
@@ -302,7 +305,7 @@ def calibrate(
     check_bins(shown, bins)
     found = fit_temperature(outcomes)
     folds = 0 if measured is not None or len(outcomes) < 2 * FOLDS else FOLDS
-    after = scores(shown, _cross_fitted(outcomes, folds) if folds else _same(shown, _or_one(found)))
+    after = scores(shown, _cross_fitted(outcomes, folds, _or_one(found)) if folds else _same(shown, _or_one(found)))
     before = scores(shown, _same(shown, 1.0))
     measures = [_measures(shown, one, bins, spacing) for one in (before, after)]
     estimates = [{name: _estimate(shown, measure) for name, measure in one.items()} for one in measures]
@@ -313,7 +316,7 @@ def calibrate(
         fitted_on=outcomes.part,
         samples=len(shown),
         folds=folds,
-        temperature=Estimate(1.0, math.nan, math.nan, "none") if math.isnan(found.value) else found,
+        temperature=replace(found, value=_or_one(found)),
         previous=None if outcomes.temperature == 1 else outcomes.temperature,
         before=estimates[0] | accuracy,
         after=estimates[1] | accuracy,
@@ -328,13 +331,13 @@ def _or_one(found: Estimate) -> float:
     return 1.0 if math.isnan(found.value) else found.value
 
 
-def _cross_fitted(outcomes: Outcomes, folds: int) -> Tensor:  # (M,) float64
+def _cross_fitted(outcomes: Outcomes, folds: int, begin: float) -> Tensor:  # (M,) float64
     """Return for each position the temperature that is fitted on the folds in which its sample is not."""
     order = torch.randperm(len(outcomes), generator=torch.Generator().manual_seed(0))
     fold = torch.empty_like(order)
     fold[order] = torch.arange(len(outcomes)) % folds
     fold = fold[outcomes.samples]
-    fitted = [_or_one(fit_temperature(outcomes, fold != number)) for number in range(folds)]
+    fitted = [_or_one(fit_temperature(outcomes, fold != number, begin)) for number in range(folds)]
     return torch.tensor(fitted, dtype=torch.float64)[fold]
 
 

@@ -75,7 +75,7 @@ class Sample:
 
 def show_cell(value: float | str) -> str:
     """Return a cell of a row as text, numbers with the digits that float32 has."""
-    return value if isinstance(value, str) else f"{value:.7g}"
+    return value if isinstance(value, str) else f"{value:.9g}"
 
 
 def read_samples(outcomes: Outcomes, chosen: Sequence[int]) -> list[Sample]:
@@ -141,5 +141,14 @@ def decode_row(x: Tensor, features: Sequence[Mapping[str, Any]]) -> dict[str, fl
         width = len(categories) if categories else 1
         part = values[at : at + width]
         at += width
-        cells[feature["name"]] = categories[part.index(max(part))] if categories else part[0]
+        cells[feature["name"]] = categories[part.index(max(part))] if categories else _shortest(part[0])
     return cells
+
+
+def _shortest(value: float) -> float:
+    """Return the shortest decimal number that float32 takes for this one: 42.2, not 42.20000076."""
+    for digits in (6, 7, 8):
+        rounded = float(f"{value:.{digits}g}")
+        if struct.unpack("f", struct.pack("f", rounded))[0] == value:
+            return rounded
+    return value

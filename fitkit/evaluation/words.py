@@ -136,10 +136,10 @@ def _calibration_tables(found: Calibration) -> list[tuple[str, list[list[str]]]]
     title += f", after by {found.folds}-fold cross-fit" if found.folds else ""
     table = [["", "before", "95 % interval", "after", "95 % interval", "change", "95 % interval"]]
     for name, before in found.before.items():
-        cells = [f"{number(e.value)}|{number(e.low)} to {number(e.high)}" for e in (before, found.after[name])]
+        pairs = [f"{number(e.value)}|{number(e.low)} to {number(e.high)}" for e in (before, found.after[name])]
         change = found.change.get(name)
-        cells.append("none|" if change is None else f"{change.value:+.4f}|{change.low:+.4f} to {change.high:+.4f}")
-        table.append([name, *(part for cell in cells for part in cell.split("|"))])
+        pairs.append("none|" if change is None else f"{change.value:+.4f}|{change.low:+.4f} to {change.high:+.4f}")
+        table.append([name, *(part for pair in pairs for part in pair.split("|"))])
     bins = [["", "n before", "confidence", "right", "n after", "confidence", "right"]]
     for one, other in zip(found.reliability_before.bins, found.reliability_after.bins, strict=True):
         if one.count or other.count:
