@@ -255,3 +255,23 @@ def test_a_fit_drops_the_temperature_of_the_one_before():
     assert "before" in str(again) and evaluate(model.outcomes((x, y))).notes[-1].startswith("probabilities")
     model.fit({"fit": {"epochs": 1}}, data=(x, y))
     assert "temperature" not in model.card
+
+
+def test_a_part_whose_targets_are_all_ignored_has_no_calibration_error():
+    ones, none = torch.ones(3, dtype=torch.float64), torch.zeros(0, dtype=torch.long)
+    facts = {"part": "val", "kind": "classes", "reads": "logits", "rows": torch.arange(3), "sums": 0 * ones}
+    found = Outcomes(outputs=torch.zeros(0, 4), targets=none, samples=none, counts=0 * ones, **facts)
+    assert math.isnan(ece(found).value)
+    with pytest.raises(DataError, match="val: its 0 rows are fewer than 15 bins"):
+        calibrate(found)
+
+
+def test_a_temperature_that_helps_no_other_sample_is_said_to():
+    seeds = [calibrate(made(*drawn(count=30, scale=1.0, seed=seed)), bins=5) for seed in range(20)]
+    worse = [found for found in seeds if found.change["nll"].value >= 0]
+    assert 0 < len(worse) < 20
+    for found in seeds:
+        said = any(
+            "it lowers no negative log-likelihood of samples that it was not fitted on" in n for n in found.notes
+        )
+        assert said == (found in worse)

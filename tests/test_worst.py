@@ -291,3 +291,18 @@ def test_names_from_data_are_escaped_in_text_and_html(no_samples):
     found = worst(made(logits, torch.tensor([1, 1, 0, 0]), classes=names))
     assert "\x1b" not in str(found) and "\\x1b[31mred" in str(found)
     assert "<b>" not in found._repr_html_() and "&lt;b&gt;" in found._repr_html_()
+
+
+def test_data_that_can_be_read_only_once_is_one_message():
+    class Once(torch.utils.data.IterableDataset):
+        left = [(torch.randn(4), 0), (torch.randn(4), 1)] * 8
+
+        def __iter__(self):
+            while self.left:
+                yield self.left.pop()
+
+    x, y = torch.randn(16, 4), torch.arange(16) % 2
+    model = fitkit.Model(torch.nn.Linear(4, 2))
+    model.fit({"fit": {"epochs": 1}}, data=(x, y))
+    with pytest.raises(DataError):
+        model.worst(Once())

@@ -35,6 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     root = Path(arguments.root) if arguments.root else None
     found = calibrate_run(folder, arguments.split, root, bins=arguments.bins, equal_mass=arguments.equal_mass)
     print(json.dumps(found.to_json()) if arguments.json else found)
+    if found.temperature.value != 1:
+        print(f"wrote the temperature into {folder / 'model.safetensors'}; predictions stay the same", file=sys.stderr)
     if arguments.split == "test":
         print(say_looks(folder), file=sys.stderr)
     return 0

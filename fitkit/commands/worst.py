@@ -44,8 +44,10 @@ def run(arguments: argparse.Namespace) -> int:
         found = worst_of_run(folder, arguments.split or "val", root, count=arguments.count)
     if errors:
         write_label_errors(found, errors)
+        print(f"wrote {len(found.label_errors or ()):,} suspected label errors to {errors}", file=sys.stderr)
     if out:
         write_examples(found, out)
+        print(f"wrote {len(found):,} examples to {out}", file=sys.stderr)
     print(json.dumps(found.to_json()) if arguments.json else found)
     if arguments.split == "test":
         print(say_looks(folder), file=sys.stderr)

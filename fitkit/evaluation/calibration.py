@@ -125,6 +125,8 @@ def require_probabilities(outcomes: Outcomes) -> None:
         raise DataError(f"{outcomes.part}: this model predicts values, not classes: there are no probabilities.")
     if not outcomes.can_be_probabilities:
         raise DataError(f"{outcomes.part}: this model's loss gives scores that are no probabilities.")
+    if not outcomes.positions:
+        raise DataError(f"{outcomes.part}: the loss ignores every target, so there is nothing to measure.")
     if outcomes.outputs.isnan().any() or (outcomes.outputs == math.inf).any():
         raise DataError(f"{outcomes.part}: the model gives outputs that are NaN or infinite.")
 
@@ -204,6 +206,8 @@ def ece(outcomes: Outcomes, bins: int = BINS) -> Estimate:
     Bins of equal width; as many as there are targets if those are fewer. Chance alone makes the error larger than 0,
     in resamples even more so: the interval is widened to hold the value.
     """
+    if not outcomes.positions:  # the loss ignores them all
+        return NOTHING
     bins = min(bins, outcomes.positions)
     measure = _measure_ece(outcomes, scores(outcomes, _same(outcomes, outcomes.temperature)).confidence, bins, "width")
     return _estimate(outcomes, measure, f"bootstrap; {bins} bins of equal width")
@@ -323,7 +327,7 @@ def calibrate(
         change=change,
         reliability_before=_reliability(shown, before.confidence, bins, spacing),
         reliability_after=_reliability(shown, after.confidence, bins, spacing),
-        notes=tuple(_notes(outcomes, found, measured is None and not folds)),
+        notes=tuple(_notes(outcomes, found, change["nll"].value, measured is None and not folds)),
     )
 
 
@@ -353,7 +357,7 @@ def _difference(one: Measure, other: Measure) -> Measure:
     return lambda weights: other(weights) - one(weights)
 
 
-def _notes(outcomes: Outcomes, found: Estimate, flattered: bool) -> Iterator[str]:
+def _notes(outcomes: Outcomes, found: Estimate, change: float, flattered: bool) -> Iterator[str]:
     if math.isnan(found.value):
         why = f"no temperature between {LOWEST:g} and {HIGHEST:g} is best on {outcomes.part}"
         if bool((outcomes.predicted == outcomes.targets).all()):
@@ -362,5 +366,7 @@ def _notes(outcomes: Outcomes, found: Estimate, flattered: bool) -> Iterator[str
         return
     if not (found.low > 1 or found.high < 1):
         yield f"{len(outcomes):,} samples cannot tell this temperature from 1, which changes nothing."
+    if change >= 0:
+        yield "it lowers no negative log-likelihood of samples that it was not fitted on: calibrate on more samples."
     if flattered:
         yield f"{len(outcomes):,} samples are too few to cross-fit: `after` is measured on what was fitted on."

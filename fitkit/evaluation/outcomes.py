@@ -127,6 +127,8 @@ class Outcomes:
         for x, _ in self.batches.in_order():
             found |= {number: x[number - start].cpu() for number in wanted if start <= number < start + len(x)}
             start += len(x)
+        if found.keys() != wanted:
+            raise DataError(f"{self.part}: the data gave fewer samples when it was read again.")
         return [found[number] for number in chosen]
 
 

@@ -16,8 +16,8 @@ def draw_reliability(before: Reliability, after: Reliability | None = None, *, a
     """Draw a reliability diagram, with the counts of the bins below it, and return matplotlib's figure.
 
     The share of right predictions stands over the mean confidence of each bin, with its 95 % interval (Wilson), in a
-    point the larger the more predictions: on the diagonal a model is calibrated, below it it is too sure. `axes` are the two matplotlib axes to draw on, of the
-    diagram and of the counts, or one for the diagram alone.
+    point the larger the more predictions: on the diagonal a model is calibrated, below it it is too sure. `axes` are
+    the two matplotlib axes to draw on, of the diagram and of the counts, or one for the diagram alone.
     """
     try:
         from matplotlib import pyplot
