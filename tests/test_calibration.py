@@ -262,7 +262,7 @@ def test_a_part_whose_targets_are_all_ignored_has_no_calibration_error():
     facts = {"part": "val", "kind": "classes", "reads": "logits", "rows": torch.arange(3), "sums": 0 * ones}
     found = Outcomes(outputs=torch.zeros(0, 4), targets=none, samples=none, counts=0 * ones, **facts)
     assert math.isnan(ece(found).value)
-    with pytest.raises(DataError, match="val: its 0 rows are fewer than 15 bins"):
+    with pytest.raises(DataError, match="val: the loss ignores every target, so there is nothing to measure"):
         calibrate(found)
 
 
@@ -271,7 +271,5 @@ def test_a_temperature_that_helps_no_other_sample_is_said_to():
     worse = [found for found in seeds if found.change["nll"].value >= 0]
     assert 0 < len(worse) < 20
     for found in seeds:
-        said = any(
-            "it lowers no negative log-likelihood of samples that it was not fitted on" in n for n in found.notes
-        )
-        assert said == (found in worse)
+        said = [note for note in found.notes if note.startswith("it lowers no negative log-likelihood of samples")]
+        assert len(said) == (found in worse)

@@ -33,9 +33,7 @@ def read_outcomes(folder: Path, part: str = "val", root: Path | None = None, *, 
     options = FitOptions(batch_size=spec.fit.batch_size, precision=spec.fit.precision)  # no compiler, no workers
     spec = dataclasses.replace(spec, callbacks=(), fit=options)
     if spec.model is None or spec.data is None or spec.data.name == "arrays":
-        raise SpecError(
-            f"{folder}: its model or data was given in Python: use fitkit.load(…) and its methods, such as evaluate((x, y))."
-        )
+        raise SpecError(f"{folder}: its model or data was given in Python: use fitkit.load(…) and its methods there.")
     path = folder / run_folder.WEIGHTS
     state, transform, card = weights.load(path, links=False)
     check_card(card, transform, path)
