@@ -15,7 +15,7 @@ import fitkit
 from fitkit.after.run_outcomes import read_outcomes
 from fitkit.cli import main
 from fitkit.errors import DataError
-from fitkit.evaluation.outcomes import Outcomes
+from fitkit.evaluation.outcomes import Outcomes, merged
 from fitkit.evaluation.samples import Sample, read_samples
 from fitkit.evaluation.worst import label_errors, worst
 
@@ -33,7 +33,7 @@ def made(outputs, targets, reads="logits", **more):
         losses = torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
     rows = torch.arange(len(targets))
     facts = {"part": "val", "kind": "values" if reads == "values" else "classes", "rows": rows, "samples": rows}
-    ones = torch.ones(len(targets), dtype=torch.float64)
+    ones, facts["batches"] = torch.ones(len(targets), dtype=torch.float64), more.pop("batches", object())
     return Outcomes(outputs=outputs, targets=targets, reads=reads, sums=losses.double(), counts=ones, **facts | more)
 
 
@@ -306,3 +306,17 @@ def test_data_that_can_be_read_only_once_is_one_message():
     model.fit({"fit": {"epochs": 1}}, data=(x, y))
     with pytest.raises(DataError):
         model.worst(Once())
+
+
+def test_outcomes_of_several_folds_have_examples_without_samples_and_label_errors_of_all_rows():
+    draw = torch.Generator().manual_seed(0)
+    targets = torch.arange(60) % 3
+    logits = 3 * torch.nn.functional.one_hot(targets, 3) + torch.randn(60, 3, generator=draw)
+    labels = targets.clone()
+    labels[::12] = (labels[::12] + 1) % 3
+    order = torch.randperm(60, generator=draw)
+    folds = [made(logits[rows], labels[rows], rows=rows, part="fold") for rows in (order[:30], order[30:])]
+    found = worst(merged(folds, "all folds"), 5)
+    assert {error.row for error in found.label_errors} <= set(range(0, 60, 12)) and found.label_errors
+    assert [e.sample for e in found] == [None] * 5 and {e.row for e in found} == set(range(0, 60, 12))
+    assert "row" in str(found) and json.dumps(found.to_json(), allow_nan=False) and "<table>" in found._repr_html_()

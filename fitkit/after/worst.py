@@ -65,7 +65,7 @@ def write_examples(found: Worst, out: Path) -> None:
 
 
 def _row(example: dict[str, Any]) -> dict[str, Any]:
-    sample = example.pop("sample")
+    sample = example.pop("sample") or {}
     cells = {"text": sample["text"]} if "text" in sample else sample.get("row", {})
     return example | {f"x_{name}" if name in example else name: value for name, value in cells.items()}
 

@@ -160,7 +160,7 @@ def worst_in_html(found: Worst) -> str:
     rows = ["".join(f"<th>{html.escape(cell)}</th>" for cell in table[0])]
     for cells, example in zip(table[1:], found, strict=True):
         shown = [html.escape(cell) for cell in cells]
-        if example.sample.pixels is not None:
+        if example.sample is not None and example.sample.pixels is not None:
             width = max(PICTURE, example.sample.pixels.shape[2])
             alternative = html.escape(f"sample of row {example.row}")
             source = example.sample.data_uri()
@@ -178,7 +178,9 @@ def _worst_tables(found: Worst, most: int = MOST_LETTERS) -> list[tuple[str, lis
     for e in found:
         figure = e.residual if residuals else e.confidence
         cells = [str(e.row), *([str(e.line)] if lines else []), shown(e.target), shown(e.prediction)]
-        table.append([*cells, number(math.nan if figure is None else figure), number(e.loss), shown(e.sample, most)])
+        table.append(
+            [*cells, number(math.nan if figure is None else figure), number(e.loss), shown(e.sample or "", most)]
+        )
     width = max(len(row[-1]) for row in table)
     table = [[*row[:-1], row[-1].ljust(width)] for row in table]
     by = "residual" if residuals else "loss"

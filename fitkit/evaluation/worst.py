@@ -16,6 +16,7 @@ from fitkit.evaluation.outcomes import Outcomes
 from fitkit.evaluation.samples import Sample, decode, read_samples, text_of
 
 MOST_POSITIONS = 200  # targets of one sample that are listed
+BETTER = "look for errors on val or test, best of all with the held-out predictions of a cross-validation."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +35,13 @@ class Example:
     confidence: float | None
     loss: float
     residual: float | None
-    sample: Sample
+    sample: Sample | None = None  # None where outcomes do not know their data, as those of several folds
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain data, an image without its pixels."""
         found = {"row": self.row, "line": self.line, "target": self.target, "prediction": self.prediction}
         found |= {"confidence": self.confidence, "loss": self.loss, "residual": self.residual}
-        return found | {"sample": self.sample.to_json()}
+        return found | {"sample": self.sample and self.sample.to_json()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,7 @@ def worst(outcomes: Outcomes, count: int = 20) -> Worst:
     ranks = torch.where(outcomes.counts > 0, ranks.nan_to_num(math.inf, math.inf, -math.inf), -math.inf)
     order = ranks.argsort(descending=True, stable=True)[:count].tolist()
     chosen = [number for number in order if outcomes.counts[number] > 0]
-    samples = read_samples(outcomes, chosen)
+    samples = [None] * len(chosen) if outcomes.batches is None else read_samples(outcomes, chosen)
     examples = [_example(outcomes, n, float(losses[n]), residuals, s) for n, s in zip(chosen, samples, strict=True)]
     notes: list[str] = []
     errors = None
@@ -129,10 +130,9 @@ def worst(outcomes: Outcomes, count: int = 20) -> Worst:
         errors = label_errors(outcomes)
         notes += [] if errors else ["no label is suspected to be wrong"]
         if outcomes.part == "train":
-            notes.append(
-                "the model was trained on these labels, so it may have learned the wrong ones: label errors are found "
-                "on val or test, best of all on the held-out predictions of a cross-validation."
-            )
+            notes.append(f"the model was trained on these labels, so it may have learned the wrong ones: {BETTER}")
+        elif errors and outcomes.part not in ("val", "test"):
+            notes.append(f"labels that the model was trained on are no evidence: {BETTER}")
     if outcomes.temperature != 1:
         notes.append(f"confidence is that at the calibrated temperature {outcomes.temperature:.4g}")
     return Worst(
@@ -146,7 +146,7 @@ def _residuals(outcomes: Outcomes) -> Tensor:  # (N,) float64
     return squares.sqrt()
 
 
-def _example(outcomes: Outcomes, number: int, loss: float, residuals: Tensor | None, sample: Sample) -> Example:
+def _example(outcomes: Outcomes, number: int, loss: float, residuals: Tensor | None, sample: Sample | None) -> Example:
     first, end = torch.searchsorted(outcomes.samples, torch.tensor([number, number + 1])).tolist()
     part = replace(
         outcomes,
