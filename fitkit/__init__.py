@@ -12,7 +12,7 @@ import gc
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fitkit.errors import CheckpointError, DataError, FitkitError, SpecError, TrainingError
+from fitkit.errors import CheckpointError, DataError, DataWarning, FitkitError, SpecError, TrainingError
 from fitkit.history import History
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fitkit.after.plan import plan as plan
     from fitkit.builder import build as build
     from fitkit.builder import load_spec as load_spec
+    from fitkit.cross_validation import CrossValidation as CrossValidation
     from fitkit.model import Model as Model
     from fitkit.model import fit as fit
     from fitkit.model import load as load
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Callback": "fitkit.parts.callback",
+    "CrossValidation": "fitkit.cross_validation",
     "LambdaCallback": "fitkit.parts.callback",
     "Model": "fitkit.model",
     "Plan": "fitkit.after.plan",
@@ -48,7 +50,9 @@ _WHERE = {
 __all__ = [
     "Callback",
     "CheckpointError",
+    "CrossValidation",
     "DataError",
+    "DataWarning",
     "FitkitError",
     "History",
     "LambdaCallback",

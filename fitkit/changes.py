@@ -22,6 +22,7 @@ FIXED = {  # what no run can be gone on with, and why
     "loss": "the best epoch so far was chosen by the loss of then",
     "metrics": "the history has the columns of then",
 }
+HARMLESS = ("fit.check_data",)  # what a run may be asked otherwise, or was not asked then: no number hangs on it
 MEMORIES = ("optimizer", "callbacks")  # their arguments may change; what a checkpoint remembers belongs to their names
 
 

@@ -47,6 +47,10 @@ class CheckpointError(FitkitError):
     exit_code = 4
 
 
+class DataWarning(UserWarning):
+    """Something in the data that would make a result wrong, or better than it is; said before the first epoch."""
+
+
 @dataclass(frozen=True, order=True)
 class Place:
     """Where a spec says something: lines and columns count from 1; line 0 means the whole file or an override."""

@@ -24,6 +24,7 @@ from fitkit.errors import CheckpointError, DataError, show
 MOST_JSON_BYTES = 1 << 20  # of a file with a few values; a history and a checkpoint's state may be longer
 MOST_HEADER_BYTES = 8 << 20  # of a safetensors file: names and shapes of some 50,000 tensors, and the card
 ARRAY_SHARE = 0.5  # of the available memory that one array may take: it is copied at least once on its way to a model
+FORMULA = "=+-@\t\r\n＝＋－＠"  # what a cell begins with that Excel, LibreOffice or Google Sheets compute
 NO_FILES = ("/dev/", "/memfd:", "/SYSV")  # how the names of maps begin that lie in memory
 TORCH = ("tensors = torch.load({name}, weights_only=True)", 'safetensors.torch.save_file(tensors, {stem}.safetensors")')
 PICKLE = ('x, y = pickle.load(open({name}, "rb"))', 'numpy.savez({stem}.npz", x=x, y=y)')
@@ -86,6 +87,15 @@ def read_json(path: Path, *, most: int = MOST_JSON_BYTES) -> Any:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}.") from None
     except ValueError as error:
         raise CheckpointError(f"{path}: is damaged: {error}.") from None
+
+
+def as_text(name: str) -> str:
+    """Return a name as a CSV cell that no spreadsheet takes for a formula."""
+    try:
+        float(name)
+    except ValueError:
+        return f"'{name}" if len(name) > 1 and name[0] in FORMULA else name
+    return name
 
 
 def parse_json(text: str) -> Any:

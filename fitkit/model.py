@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fitkit import files, run_folder
+from fitkit import files, folds, run_folder
 from fitkit.builder import Overrides, SpecLike, check_tree, load_spec, make_model, size
 from fitkit.builder.card import PRECISIONS, check_card
 from fitkit.builder.data import prepare
+from fitkit.builder.folds import fold_specs
 from fitkit.builder.objective import choose_loss, make_objective
 from fitkit.builder.tables import TABLES
 from fitkit.data import Feature, Inputs
@@ -22,7 +23,7 @@ from fitkit.engine import weights
 from fitkit.engine.devices import choose_device
 from fitkit.engine.intake import tensor
 from fitkit.engine.step import Objective, eval_mode
-from fitkit.errors import CheckpointError, DataError, FitkitError, SpecError
+from fitkit.errors import CheckpointError, DataError, Fault, FitkitError, SpecError
 from fitkit.evaluation.calibration import BINS, Calibration, calibrate
 from fitkit.evaluation.evaluation import Evaluation, evaluate
 from fitkit.evaluation.outcomes import Outcomes, as_logits, take_outcomes, tempered
@@ -46,8 +47,8 @@ def fit(
     allow_change: Sequence[str] = (),
     overrides: Overrides = None,
     callbacks: Sequence[Callback] = (),
-) -> History:
-    """Run the experiment that a spec declares and return its history.
+) -> History | Any:
+    """Run the experiment that a spec declares and return its history, or a `CrossValidation` where it asks for folds.
 
     Args:
         spec: path of a YAML file, its text, a dict, or a Spec.
@@ -61,10 +62,14 @@ def fit(
         overrides: dotted keys, as {"optimizer.AdamW.lr": 1e-2} or ["optimizer.AdamW.lr=1e-2"].
         callbacks: callbacks of your own, after the spec's.
 
+    A spec asks for folds by `splits: {kfold: 5}` or `time_series`, unless it names one of them (`fold: 1`). Each is a
+    run of its own, in `out/fold-1` and so on; `model` is copied for each and stays as it was.
+
     Raises SpecError, DataError before training, TrainingError when the loss is no longer finite.
     """
     loaded, allowed = load_spec(spec, overrides), allow_change
-    return run(loaded, model=model, data=data, out=out, resume=resume, allow_change=allowed, callbacks=callbacks)[0]
+    start: Any = folds.run if fold_specs(loaded) else run
+    return start(loaded, model=model, data=data, out=out, resume=resume, allow_change=allowed, callbacks=callbacks)[0]
 
 
 class Model:
@@ -95,6 +100,9 @@ class Model:
     ) -> History:
         """Fit the module by a spec, whose `model:` it stands in for; see `fitkit.fit` for the arguments."""
         loaded = load_spec(spec, overrides)
+        if fold_specs(loaded):
+            fault = "a Model is fitted once: name a fold, such as fold: 1, or use fitkit.fit(spec, model=module)."
+            raise SpecError(Fault(fault, "splits"))
         more: dict[str, Any] = {"out": out, "resume": resume, "allow_change": allow_change, "callbacks": callbacks}
         history, trainer = run(loaded, model=self.module, data=data, **more)
         if trainer is None:  # the run was finished before: its weights are in the folder
@@ -273,6 +281,8 @@ def load(source: Path | str, *, model: nn.Module | None = None, device: str = "c
     Raises CheckpointError when the file is missing, damaged, or does not fit the module.
     """
     path, in_folder = Path(source), Path(source).is_dir()
+    if in_folder:
+        run_folder.refuse_folds(path)
     path = path / run_folder.WEIGHTS if in_folder else path
     stored, shapes, card = weights.describe(path, links=not in_folder)
     check_card(card, shapes, path)

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fitkit.cross_validation import CrossValidation
 from fitkit.errors import printable
 from fitkit.history import History
 from fitkit.parts.callback import Callback
@@ -40,30 +41,42 @@ class Bar(Callback):
 
 
 class Lines(Callback):
-    """One line an epoch on standard output, or one JSON object; the plan first and the result last."""
+    """One line an epoch on standard output, or one JSON object; the plan first and the result last.
+
+    A fold of a cross-validation says which one it is; the plan is that of the first one that runs.
+    """
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json, self.quiet = as_json, quiet
+        self.begun = False
+        self.fold: int | None = None
 
     def on_train_begin(self, trainer: Any) -> None:
         """Show what will run, on standard error."""
-        if not self.quiet:
+        splits = None if trainer.spec is None else trainer.spec.splits
+        self.fold = None if splits is None else splits.get("fold")
+        if not self.quiet and not self.begun:
             print(printable(str(trainer)), file=sys.stderr)
             if trainer.tier.compiles:
                 print("compiling takes up to a minute the first time; the next run starts compiled", file=sys.stderr)
+        self.begun = True
 
     def on_epoch_end(self, trainer: Any) -> None:
         """Print the row of the epoch."""
         row = trainer.history.last
         if self.as_json:
-            print(json.dumps({key: None if math.isnan(v) else v for key, v in row.items()}), flush=True)
+            values = {"fold": self.fold, **row} if self.fold is not None else row
+            print(json.dumps({key: None if math.isnan(v) else v for key, v in values.items()}), flush=True)
         elif not self.quiet:
             most = trainer.options.most_epochs
             epoch = f"{trainer.epoch:>{len(str(most))}}/{most}" if most else str(trainer.epoch)
-            print(f"epoch {epoch}  {_words(row)}", flush=True)
+            fold = "" if self.fold is None else f"fold {self.fold}  "
+            print(f"{fold}epoch {epoch}  {_words(row)}", flush=True)
 
-    def say_end(self, history: History, out: Path) -> None:
-        """Print the best epoch and where the run is."""
+    def say_end(self, history: History, out: Path, worked: bool = True) -> None:
+        """Print the best epoch and where the run is, and whether it was finished before."""
+        if not worked:
+            print(f"{out}: this run is finished; nothing was done.", file=sys.stderr)
         if self.as_json:
             return
         if self.quiet:
@@ -76,6 +89,17 @@ class Lines(Callback):
             values = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k.startswith("val_"))
             print(f"best epoch {history.best_epoch} by {history.monitor}: {values}")
         print(f"run: {out}")
+
+    def say_folds(self, found: CrossValidation, out: Path, worked: bool) -> None:
+        """Print the values of all folds and their mean, where the runs are, and whether all were finished before."""
+        if not worked:
+            print(f"{out}: all {len(found)} folds are finished; nothing was done.", file=sys.stderr)
+        if self.as_json:
+            print(json.dumps(found.to_plain()))
+        elif self.quiet:
+            print(out)
+        else:
+            print(f"{printable(str(found))}\nruns: {out}")
 
 
 def _words(row: dict[str, float]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from fitkit import files
+from fitkit.data_check import DataCheck
 from fitkit.engine.weights import room, save
 from fitkit.errors import CheckpointError, Fault, SpecError, listing
 from fitkit.history import History
@@ -22,7 +23,8 @@ from fitkit.parts.callback import Callback
 from fitkit.spec.reader import MOST_BYTES
 from fitkit.spec.spec import Spec, dump
 
-SPEC, RESOLVED, ENV = "spec.yaml", "resolved.yaml", "env.json"
+SPEC, RESOLVED, ENV, DATA_CHECK = "spec.yaml", "resolved.yaml", "env.json", "data_check.json"
+FOLDS_CSV, FOLDS_JSON, PREDICTIONS = "folds.csv", "cross_validation.json", "predictions.csv"  # of a cross-validation
 HISTORY_CSV, HISTORY_JSON, SUMMARY, WEIGHTS = "history.csv", "history.json", "summary.json", "model.safetensors"
 MOST_HISTORY_BYTES = 256 << 20  # a million epochs of ten columns
 # What `write_text` and `save` write before they rename it, and what safetensors does in between.
@@ -78,6 +80,16 @@ def read_environment(folder: Path) -> dict[str, Any]:
     return found
 
 
+def read_data_check(folder: Path) -> dict[str, Any] | None:
+    """Return what the check of a run's data found, as `DataCheck.to_json`; None where none was made."""
+    if not (folder / DATA_CHECK).exists():
+        return None
+    found = files.read_json(folder / DATA_CHECK)
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{folder / DATA_CHECK}: is damaged: it is no JSON object.")
+    return found
+
+
 def _text(path: Path, most: int) -> str:
     try:
         return files.read_bytes(path, most=most, links=False).decode("utf-8")
@@ -99,7 +111,35 @@ def may_hold_run(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    return RESOLVED in names or names <= {SPEC, ENV}
+    return RESOLVED in names or names <= {SPEC, ENV, DATA_CHECK}
+
+
+def fold_folder(folder: Path, fold: int) -> Path:
+    """Return the run folder of a fold, from 1, of a cross-validation."""
+    return folder / f"fold-{fold}"
+
+
+def fold_folders(folder: Path) -> list[Path]:
+    """Return the run folders of a cross-validation's folds as far as they are begun; none for a single run."""
+    if (folder / RESOLVED).exists():
+        return []
+    numbers = range(1, 1 + sum(1 for _ in folder.glob("fold-*")))
+    return [path for number in numbers if (path := fold_folder(folder, number)).is_dir()]
+
+
+def refuse_folds(folder: Path) -> None:
+    """Raise SpecError for the folder of a cross-validation, where one run is wanted."""
+    if folds := fold_folders(folder):
+        what = f"a cross-validation of {len(folds)} fold{'s'[: len(folds) != 1]}"
+        raise SpecError(Fault(f"this is {what}, each a run of its own: name one, such as {folds[0]}.", str(folder)))
+
+
+def may_hold_folds(folder: Path) -> bool:
+    """Tell whether a folder holds a cross-validation that was begun, even one that was killed in its first moment."""
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    return RESOLVED not in names and (SUMMARY in names or names <= {SPEC})
 
 
 def write_text(path: Path, text: str) -> None:
@@ -139,6 +179,7 @@ class RunFolder(Callback):
     def __init__(self, spec: Spec, command: str | None = None) -> None:
         self.spec, self.command = spec, command
         self.data: dict[str, str] = {}  # what the data was, as checksums
+        self.checked: DataCheck | None = None  # what was found in it
         self.resumed = False
         self.best_epoch: int | None = None
         self.begun = time.time()
@@ -154,6 +195,8 @@ class RunFolder(Callback):
         if not self.resumed:
             write_text(folder / SPEC, self.spec.text or dump(dict(self.spec.given)))
             write_text(folder / ENV, _json(environment(trainer, self.command) | self.data))
+            if self.checked is not None:
+                write_text(folder / DATA_CHECK, _json(self.checked.to_json()))
             write_text(folder / RESOLVED, trainer.spec.to_yaml())  # last: a run without it has not begun
         write_text(folder / SUMMARY, _json({"status": "running"}))
         trainer.history.run = str(folder)

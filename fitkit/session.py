@@ -18,7 +18,8 @@ from torch import nn
 from fitkit import run_folder
 from fitkit.builder import assemble
 from fitkit.builder.data import Prepared
-from fitkit.changes import Change, changes, check_allowed
+from fitkit.builder.look import warn
+from fitkit.changes import HARMLESS, Change, changes, check_allowed
 from fitkit.engine import checkpoint
 from fitkit.engine.batches import RowBatches
 from fitkit.engine.signals import on_signal
@@ -55,15 +56,11 @@ def run(
     finished one (with no trainer). Raises SpecError when the folder holds a run that was asked something else, unless
     `allow_change` names the dotted keys that differ; then it goes on as it is asked now, and the folder says so.
     """
-    if isinstance(allow_change, str):
-        raise SpecError(f"allow_change takes a list of keys: write [{allow_change!r}].")
-    if allow_change and not resume:
-        raise SpecError("only a run that is resumed can allow a change: give --resume, in Python resume=True, too.")
+    check_call(out, resume, allow_change)
     callbacks = (Bar(), *callbacks)
     if out is None:
-        if resume:
-            raise SpecError("resume needs the run folder: give out=FOLDER.")
-        trainer, _ = assemble(spec, model, data, None, callbacks)
+        trainer, prepared = assemble(spec, model, data, None, callbacks)
+        warn(prepared, stacklevel=4)
         with on_signal(trainer.interrupt):
             return trainer.fit(), trainer
     folder = Path(out)
@@ -73,7 +70,7 @@ def run(
     trainer, prepared = assemble(spec, model, data, folder, (writer, *callbacks))
     writer.data = fingerprint(prepared)
     run_folder.refuse_links(folder)
-    with _locked(folder):
+    with locked(folder):
         run_folder.clear_leftovers(folder)
         if resume and (folder / run_folder.RESOLVED).is_file():
             changed = find_changes(folder, trainer, writer.data, allow_change)
@@ -82,8 +79,19 @@ def run(
                 return run_folder.read_history(folder), None
             writer.resumed = True
             trainer.resume = _resume_from(folder, trainer, finished, changed)
+        writer.checked = warn(prepared, stacklevel=4)
         trainer.keeper = Checkpoints(folder, every_steps=every_steps, every_seconds=every_seconds)
         return _fit(trainer, writer), trainer
+
+
+def check_call(out: Path | str | None, resume: bool, allow_change: Sequence[str]) -> None:
+    """Raise SpecError for arguments of `run` that do not go together."""
+    if isinstance(allow_change, str):
+        raise SpecError(f"allow_change takes a list of keys: write [{allow_change!r}].")
+    if allow_change and not resume:
+        raise SpecError("only a run that is resumed can allow a change: give --resume, in Python resume=True, too.")
+    if resume and out is None:
+        raise SpecError("resume needs the run folder: give out=FOLDER.")
 
 
 def _fit(trainer: Trainer, writer: run_folder.RunFolder) -> History:
@@ -144,7 +152,7 @@ os.register_at_fork(after_in_child=lambda: [file.close() for file in _locks])
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which the system lets go of when the process ends, however it ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -176,7 +184,7 @@ def find_changes(folder: Path, trainer: Trainer, data: Mapping[str, str], allowe
     environment = run_folder.read_environment(folder)
     asked = [reader.read_text(text).plain() for text in (run_folder.read_resolved(folder), trainer.spec.to_yaml())]
     then = {**asked[0], **{name: environment[name] for name in environment if name in now or name.startswith("data_")}}
-    found = changes(then, {**asked[1], **now})
+    found = [change for change in changes(then, {**asked[1], **now}) if change.key not in HARMLESS]
     check_allowed(found, allowed, [then, asked[1]], str(folder))
     return found
 

@@ -16,6 +16,7 @@ from fitkit.builder.card import check_card
 from fitkit.cli import main
 from fitkit.engine import weights
 from fitkit.errors import CheckpointError
+from fitkit.session import locked
 
 SURE = {  # a small training part, a large net, no regularization, and the weights of the lowest training loss
     "data": "digits",
@@ -151,6 +152,9 @@ def test_more_bins_than_rows_a_split_that_is_not_there_and_an_unfinished_run(run
     )
     assert main(["calibrate", str(tmp_path / "b"), "--split", "test"]) == 2
     assert "this run has no test split, only train, val" in capsys.readouterr().err
+    with locked(run):
+        assert main(["calibrate", str(run)]) == 2
+    assert "another process is running in this folder" in capsys.readouterr().err
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps({**summary, "status": "interrupted"}))
     assert main(["calibrate", str(run)]) == 2

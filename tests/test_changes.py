@@ -14,7 +14,7 @@ from fitkit import run_folder
 from fitkit.changes import Change, changes
 from fitkit.engine import checkpoint, tier
 from fitkit.errors import CheckpointError, SpecError
-from fitkit.session import LOCK, _locked, run
+from fitkit.session import LOCK, locked, run
 
 DATA = {"train": (numbers(26, 4), labels(3, 26)), "val": (numbers(10, 4, seed=1), labels(3, 10))}
 
@@ -278,7 +278,7 @@ def test_the_command_line_takes_the_option_several_times(tmp_path, monkeypatch, 
 
 def test_a_process_that_is_forked_does_not_hold_the_lock_on(tmp_path):
     """A loader's worker outlives a killed run for seconds, in which a resume would be refused."""
-    with _locked(tmp_path):
+    with locked(tmp_path):
         ready, go_on = os.pipe(), os.pipe()
         child = os.fork()
         if not child:

@@ -112,13 +112,14 @@ def commands_on(folder):
         lambda: run_folder.status(folder),
         lambda: run_folder.read_history(folder),
         lambda: run_folder.read_environment(folder),
+        lambda: run_folder.read_data_check(folder),
         lambda: read_spec(folder),
         lambda: read_outcomes(folder, "val", Path("/"), command=""),
         lambda: weights.load(folder / "model.safetensors", links=False),
     ]
 
 
-RUN = ("model.safetensors", "summary.json", "env.json", "history.json", "resolved.yaml")
+RUN = ("model.safetensors", "summary.json", "env.json", "history.json", "resolved.yaml", "data_check.json")
 
 
 @pytest.mark.parametrize("name", RUN)
@@ -471,7 +472,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("damage", HOSTILE)
-@pytest.mark.parametrize("name", ["summary.json", "env.json", "history.json", "test_looks.json"])
+@pytest.mark.parametrize("name", ["summary.json", "env.json", "history.json", "data_check.json", "test_looks.json"])
 def test_damaged_json_is_one_error_that_names_the_file(name, damage, run):
     text = HOSTILE[damage]
     (run / name).write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -479,9 +480,14 @@ def test_damaged_json_is_one_error_that_names_the_file(name, damage, run):
         "summary.json": lambda: run_folder.status(run),
         "env.json": lambda: run_folder.read_environment(run),
         "history.json": lambda: run_folder.read_history(run),
+        "data_check.json": lambda: run_folder.read_data_check(run),
         "test_looks.json": lambda: read_outcomes(run, "test", Path("/"), command=""),
     }
-    fits = {"env.json": {"type", "columns", "word"}, "test_looks.json": {"list"}}
+    fits = {
+        "env.json": (objects := {"type", "columns", "word"}),
+        "data_check.json": objects,
+        "test_looks.json": {"list"},
+    }
     if damage in fits.get(name, ()):
         return
     with pytest.raises(FitkitError) as raised:

@@ -12,11 +12,14 @@ LAYERS = [
     ["errors"],
     ["files"],
     ["history"],
+    ["cross_validation"],
     ["data", "spec"],
+    ["data_check"],
     ["engine", "parts"],
     ["trainer"],
     ["run_folder", "progress", "builder", "resume", "changes"],
     ["session", "evaluation"],
+    ["folds"],
     ["model", "register"],
     ["after"],
     ["commands"],
@@ -24,7 +27,7 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 TABLES = ["sources", "splits", "transforms", "augmentations", "layers", "models", "losses", "metrics", "optimizers"]
-TABLES += ["schedules", "callbacks", "trackers", "rankings"]
+TABLES += ["folds", "schedules", "callbacks", "trackers", "rankings"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

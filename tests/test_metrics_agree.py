@@ -132,6 +132,9 @@ def test_the_training_column_is_that_of_every_row_once():
     again.load(sums.tensors())  # as a checkpoint in the middle of an epoch does
     output, target = (torch.cat(part) for part in zip(*seen, strict=True))
     assert sums.values() == again.values()
+    assert all(
+        torch.equal(t, again.tensors()[k]) and t.dtype is again.tensors()[k].dtype for k, t in sums.tensors().items()
+    )
     assert sums.values()["auroc"] == pytest.approx(value("auroc", (output, target)), abs=1e-12)
 
 

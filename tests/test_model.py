@@ -111,10 +111,11 @@ def test_a_transform_asked_for_in_python_is_fitted_on_the_training_rows(tmp_path
 
 def test_whole_numbers_are_token_ids_for_a_model_that_embeds_them(tmp_path):
     tokens = torch.randint(7, (60, 5), dtype=torch.int32)
+    labels = tokens[:, :2].sum(1).long()
     declared = {"model": [{"Embedding": 4}, "Flatten", {"Linear": "outputs"}]}
-    _, model = fit(declared, tmp_path, data=(tokens, tokens[:, 0].long()))
+    _, model = fit(declared, tmp_path, data=(tokens, labels))
     assert model.card["inputs"] == {"shape": [5], "vocabulary": 7}
-    fit({"model": {"mlp": [4]}}, tmp_path / "b", data=(tokens, tokens[:, 0].long()))
+    fit({"model": {"mlp": [4]}}, tmp_path / "b", data=(tokens, labels))
 
 
 def test_tied_weights_are_saved_once_and_tied_again(tmp_path):
@@ -134,6 +135,7 @@ def test_a_run_folder_holds_what_was_asked_what_ran_and_what_came_out(tmp_path):
     run = tmp_path / "run"
     names = [
         "checkpoints",
+        "data_check.json",
         "env.json",
         "history.csv",
         "history.json",
@@ -165,7 +167,7 @@ def test_a_run_is_never_overwritten(tmp_path):
 def test_a_failed_run_says_so_in_its_summary(tmp_path):
     declared = {"fit": QUICK, "optimizer": {"SGD": {"lr": 1e30}}, "loss": "mse_loss"}
     with pytest.raises(fitkit.TrainingError):
-        fitkit.fit(declared, model=nn.Linear(4, 1), data=(X * 1e3, X[:, :1] * 1e3), out=tmp_path / "run")
+        fitkit.fit(declared, model=nn.Linear(4, 1), data=(X * 1e3, X.sum(1, keepdims=True) * 1e3), out=tmp_path / "run")
     assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "failed"
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import dataclasses
 import io
 import json
 import zlib
@@ -316,7 +317,24 @@ def test_outcomes_of_several_folds_have_examples_without_samples_and_label_error
     labels[::12] = (labels[::12] + 1) % 3
     order = torch.randperm(60, generator=draw)
     folds = [made(logits[rows], labels[rows], rows=rows, part="fold") for rows in (order[:30], order[30:])]
+    assert merged([folds[0], dataclasses.replace(folds[1], temperature=2.0)], "all folds").temperature == 1
     found = worst(merged(folds, "all folds"), 5)
     assert {error.row for error in found.label_errors} <= set(range(0, 60, 12)) and found.label_errors
     assert [e.sample for e in found] == [None] * 5 and {e.row for e in found} == set(range(0, 60, 12))
     assert "row" in str(found) and json.dumps(found.to_json(), allow_nan=False) and "<table>" in found._repr_html_()
+
+
+def test_a_cross_validation_gives_the_worst_of_all_rows_and_is_calibrated_fold_by_fold(tmp_path, capsys):
+    spec = {"data": "iris", "splits": {"kfold": {"k": 3}}, "model": {"mlp": [4]}, "fit": {"epochs": 1}}
+    fitkit.fit(spec, out=tmp_path / "run")
+    found = worst(read_outcomes(tmp_path / "run", command="a test"), 200)
+    data = fitkit.load_spec("data: iris\nmodel: [{Linear: outputs}]").data.build()
+    assert sorted(e.row for e in found) == list(range(150))
+    for example in found:
+        assert list(example.sample.row.values()) == pytest.approx(data.x[example.row].tolist())
+        assert example.target == data.classes[data.y[example.row]]
+    assert not any("evidence" in note for note in found.notes)
+    assert main(["worst", str(tmp_path / "run"), "--count", "2"]) == 0
+    assert main(["calibrate", str(tmp_path / "run")]) == 2
+    assert "this is a cross-validation of 3 folds, each a run of its own: name one" in capsys.readouterr().err
+    assert main(["calibrate", str(tmp_path / "run" / "fold-2"), "--bins", "5"]) == 0

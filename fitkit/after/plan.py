@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from fitkit.builder import Outline, Overrides, SpecLike, begin, finish, load_spec
+from fitkit.builder.folds import fold_specs
 from fitkit.builder.size import in_words, largest_batch, room, without_numbers
 from fitkit.engine.batches import ArrayBatches, Batch, Batches
 from fitkit.errors import SpecError
@@ -35,7 +36,8 @@ class Plan:
     as they are known, `there` what the device has left once the data are on it. Activations are those of a batch of
     `batch_size`, and `most_batch` is the largest batch size that fits if they grow by the sample. `step_seconds` and
     `evaluation_seconds` come from a short probe of eager steps on this device; compiling, callbacks and files are not
-    in them. `tier` says which steps a fit would compile, and why.
+    in them. Of a cross-validation, `seconds` are those of all `folds`, and everything else is of the first. `tier` says
+    which steps a fit would compile, and why.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Plan:
     most_batch: int | None
     samples: int | None
     epochs: int | None
+    folds: int
     steps_per_epoch: int | None
     steps: int | None
     step_seconds: float | None
@@ -105,6 +108,7 @@ def plan(spec: SpecLike, model: nn.Module | None = None, data: Any = None, *, ov
         most_batch=most,
         samples=train.samples,
         epochs=fit.most_epochs,
+        folds=len(fold_specs(loaded)) or 1,
         steps_per_epoch=None if train.per_epoch is None else math.ceil(train.per_epoch / fit.accumulate),
         steps=None,
         step_seconds=None,
@@ -176,7 +180,7 @@ def _timed(found: Plan, trainer: Trainer) -> Plan:
         step_seconds=step,
         evaluation_seconds=evaluation,
         epoch_seconds=epoch,
-        seconds=seconds,
+        seconds=None if seconds is None else seconds * found.folds,
         tier=tier,
     )
 
@@ -261,7 +265,7 @@ def _lines(found: Plan) -> Iterator[str]:
         yield f"  {'data, in memory already':<36} {in_words(found.data):>10}"
     if found.steps_per_epoch is not None:
         total = "" if found.steps is None else f", {found.steps:,} in all"
-        yield f"steps: {found.steps_per_epoch:,} an epoch{total}"
+        yield f"steps: {found.steps_per_epoch:,} an epoch{total}" + " of a fold" * (found.folds > 1)
     if found.tier is not None:
         yield found.tier
     if found.step_seconds is not None:
@@ -270,7 +274,7 @@ def _lines(found: Plan) -> Iterator[str]:
             for seconds, what in (
                 (found.evaluation_seconds, "an evaluation"),
                 (found.epoch_seconds, "an epoch"),
-                (found.seconds, "in all at most"),
+                (found.seconds, f"in {found.folds} folds at most" if found.folds > 1 else "in all at most"),
             )
             if seconds is not None
         )

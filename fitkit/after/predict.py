@@ -11,9 +11,8 @@ from torch import Tensor
 
 from fitkit.after.finished import csv_settings, read_spec, read_x, refuse_code
 from fitkit.errors import CheckpointError, Fault, FitkitError, Place, SpecError, listing, show
+from fitkit.files import as_text
 from fitkit.model import Model, load
-
-FORMULA = "=+-@\t\r\n＝＋－＠"  # what a cell begins with that Excel, LibreOffice or Google Sheets compute
 
 
 def predict_file(folder: Path, data: Path, out: Path) -> int:
@@ -43,15 +42,6 @@ def predict_file(folder: Path, data: Path, out: Path) -> int:
     except OSError as error:
         raise CheckpointError(f"{out}: cannot be written: {error.strerror}.") from None
     return len(rows)
-
-
-def as_text(name: str) -> str:
-    """Return a name as a CSV cell that no spreadsheet takes for a formula."""
-    try:
-        float(name)
-    except ValueError:
-        return f"'{name}" if len(name) > 1 and name[0] in FORMULA else name
-    return name
 
 
 def _rows(model: Model, x: Tensor) -> tuple[list[str], list[list[Any]]]:

@@ -15,7 +15,7 @@ from fitkit.builder.card import check_card
 from fitkit.builder.tables import TABLES
 from fitkit.engine import weights
 from fitkit.errors import CheckpointError, DataError, SpecError, listing, printable
-from fitkit.evaluation.outcomes import Outcomes, take_outcomes
+from fitkit.evaluation.outcomes import Outcomes, merged, take_outcomes
 from fitkit.model import features, load
 from fitkit.parts import array_file, csv_table
 from fitkit.spec.options import FitOptions
@@ -26,9 +26,12 @@ LEDGER = "test_looks.json"  # when the test split was looked at: each look makes
 def read_outcomes(folder: Path, part: str = "val", root: Path | None = None, *, command: str) -> Outcomes:
     """Return a run's outcomes on one of its splits; where that is the test split, `command` goes into its ledger.
 
-    The data is read and split again, which gives the same rows: they depend on data and seed alone.
+    The data is read and split again, which gives the same rows: they depend on data and seed alone. Of the folder of a
+    cross-validation, the val rows of all folds are returned, each as the fold gives it that was not trained on it.
     """
     run_folder.refuse_links(folder)
+    if folds := run_folder.fold_folders(folder):
+        return _all_folds(folder, folds, part, root, command)
     spec = read_spec(folder, root)
     options = FitOptions(batch_size=spec.fit.batch_size, precision=spec.fit.precision)  # no compiler, no workers
     spec = dataclasses.replace(spec, callbacks=(), fit=options)
@@ -47,13 +50,26 @@ def read_outcomes(folder: Path, part: str = "val", root: Path | None = None, *, 
     known = {**trainer.card, "temperature": card.get("temperature")}
     batches, facts = prepared.parts[part], TABLES["losses"][loss].facts
     outcomes = take_outcomes(trainer.model, trainer.objective, batches, facts, part=part, card=known)
-    data = prepared.data
-    if data is not None:
+    outcomes = dataclasses.replace(outcomes, held_out=part != "train")
+    if (data := prepared.data) is not None:
         first = int(outcomes.rows.min()) if data.split is not None else 0  # rows of x_val count from 0
         outcomes = dataclasses.replace(outcomes, image=data.image, rows=outcomes.rows - first)
     if part == "test":
         _note_look(folder, command)
     return outcomes
+
+
+def _all_folds(folder: Path, folds: list[Path], part: str, root: Path | None, command: str) -> Outcomes:
+    if part != "val":
+        raise SpecError(f"{folder}: all folds together have val alone: for {part} name one, such as {folds[0]}.")
+    if run_folder.status(folder) != "finished":
+        raise SpecError(f"{folder}: this cross-validation is not finished: go on with it by --resume.")
+    splits = read_spec(folds[0], root).splits
+    if splits is not None and (splits.get("repeats") or 1) > 1:
+        raise SpecError(
+            f"{folder}: its rows are repeated, so they are not independent: name a fold, such as {folds[0]}."
+        )
+    return merged([read_outcomes(fold, "val", root, command=command) for fold in folds], f"val of {len(folds)} folds")
 
 
 def looks(folder: Path) -> list[dict[str, str]]:

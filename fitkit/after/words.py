@@ -63,7 +63,7 @@ SECTIONS = {
         "data:\n  csv: {path: flowers.csv, target: species}",
     ),
     "splits": Section(
-        "How the rows are dealt out to train, val and test: one split.",
+        "How the rows are dealt out to train, val and test: one split; kfold and time_series ask for a run a fold.",
         "the split that the source brings along, else time for text, stratified for classes, random for values",
         "splits: {stratified: {val: 0.15, test: 0.15}}",
     ),

@@ -8,18 +8,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fitkit import run_folder
 from fitkit.after.finished import csv_settings, read_spec
-from fitkit.after.predict import as_text
 from fitkit.after.run_outcomes import file_outcomes, read_outcomes
 from fitkit.errors import CheckpointError, DataError, Fault, Place, SpecError, show
 from fitkit.evaluation.worst import Worst, worst
+from fitkit.files import as_text
 from fitkit.parts import csv_table
 
 
 def worst_of_run(folder: Path, part: str = "val", root: Path | None = None, *, count: int = 20) -> Worst:
     """Return the worst examples of one of a run's splits; a look at the test split goes into its ledger."""
     check_count(count)
-    spec = read_spec(folder, root)
+    spec = read_spec((run_folder.fold_folders(folder) or [folder])[0], root)
     found = worst(read_outcomes(folder, part, root, command=f"worst --split {part}"), count)
     if spec.data is None or spec.data.name != "csv":
         return found

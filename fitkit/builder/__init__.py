@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from fitkit.builder.card import make_card
 from fitkit.builder.data import Prepared, prepare
+from fitkit.builder.folds import training_seed
+from fitkit.builder.look import warn
 from fitkit.builder.metrics import CLASSIFYING
 from fitkit.builder.objective import (
     Bound,
@@ -91,9 +93,11 @@ def build(
         out: the run folder, for callbacks that write files.
         callbacks: callbacks of your own, after those of the spec.
 
-    Raises SpecError or DataError for anything that would fail later.
+    Raises SpecError or DataError for anything that would fail later; warns of what the check of the data finds.
     """
-    return assemble(load_spec(spec, overrides), model, data, None if out is None else Path(out), callbacks)[0]
+    trainer, prepared = assemble(load_spec(spec, overrides), model, data, None if out is None else Path(out), callbacks)
+    warn(prepared)
+    return trainer
 
 
 def assemble(
@@ -169,7 +173,7 @@ def finish(begun: Outline, out: Path | None, callbacks: Sequence[Callback] = ())
         schedule=schedule,
         callbacks=_make_callbacks(spec, out, callbacks),
         options=_with_epochs(spec),
-        seed=spec.seed,
+        seed=training_seed(spec),
         scaler=scaler,
         out=out,
         spec=dataclasses.replace(spec, fit=_with_epochs(spec)),

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from fitkit.builder.augment import make_augment, refuse_augment
-from fitkit.builder.duplicates import say_shared
 from fitkit.builder.tables import default
 from fitkit.data import Data, Inputs, Rows, Target
 from fitkit.engine.batches import ArrayBatches, Batch, Batches
@@ -90,7 +89,8 @@ def prepare(
         return _split_arrays(spec, taken, dtype, device)
     if isinstance(taken, dict):
         if spec.splits is not None:
-            raise spec.splits.error("the data comes in parts already (train, val, …). Leave `splits` out.")
+            other = ", or give it as one (x, y)" * ("folds" in spec.splits.entry.facts)
+            raise spec.splits.error(f"the data comes in parts already (train, val, …). Leave `splits` out{other}.")
         parts = {name: _for_model(part, spec) if isinstance(part, Data) else part for name, part in taken.items()}
         return _given_parts(spec, parts, dtype, device, transform)
     return _split_loader(spec, taken, dtype, device)
@@ -119,7 +119,7 @@ def _for_model(data: Data, spec: Spec) -> Data:
 
 
 def _split_arrays(spec: Spec, data: Data, dtype: torch.dtype, device: torch.device) -> Prepared:
-    splits = spec.splits or default("splits", default_split(data), "splits")
+    splits = _one_fold(spec.splits or default("splits", default_split(data), "splits"))
     rows: dict[str, Tensor] = splits.build(data, derive(spec.seed, SPLIT))
     _refuse_empty(splits, rows)
     transform = _transform(spec, data, rows["train"], dtype, device)
@@ -128,8 +128,6 @@ def _split_arrays(spec: Spec, data: Data, dtype: torch.dtype, device: torch.devi
     parts = {name: _batches(placed, spec, rows[name], device, kind) for name in PARTS if name in rows}
     _augment(parts["train"], spec, placed, transform, kind)
     counts = class_counts(data, rows) if data.target == "classes" and data.y is not None and data.y.ndim == 1 else ""
-    if data.window is None and "val" in rows:
-        counts += "\n" + say_shared(data.x, rows["train"], data.x, rows["val"])
     if data.file is not None:
         counts += f"\nx stays in {data.file.path}, and each batch is read from there"
     return Prepared(
@@ -140,6 +138,13 @@ def _split_arrays(spec: Spec, data: Data, dtype: torch.dtype, device: torch.devi
         transform=transform,
         spec=replace(spec, splits=splits),
     )
+
+
+def _one_fold(splits: Component) -> Component:
+    """Return the split of one run: of a cross-validation, fold 1 where it names none."""
+    if "folds" not in splits.entry.facts or splits.get("fold") is not None:
+        return splits
+    return replace(splits, args={**splits.args, "fold": 1})
 
 
 def _refuse_empty(splits: Component, rows: Mapping[str, Tensor]) -> None:
@@ -260,12 +265,9 @@ def _given_parts(
             batches[name] = _loader(part, spec, dtype, device, None, f"data[{name!r}]")
     rows = {name: torch.arange(len(part)) for name, part in parts.items() if isinstance(part, Data)}
     names = {name: f'data["{name}"]' for name in parts}
-    val = parts.get("val")
-    shared = say_shared(train.x, None, val.x, None) if isinstance(train, Data) and isinstance(val, Data) else ""
     return Prepared(
         parts=batches,
         data=placed,
-        counts=shared,
         train_rows=rows.get("train"),
         transform=transform,
         spec=spec,

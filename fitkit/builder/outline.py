@@ -10,6 +10,7 @@ from torch import nn
 
 from fitkit.builder import size
 from fitkit.builder.data import Prepared
+from fitkit.builder.folds import training_seed
 from fitkit.builder.objective import Contract
 from fitkit.builder.tables import default
 from fitkit.data import Inputs
@@ -78,7 +79,7 @@ class Outline:
 def make_model(spec: Spec, inputs: Inputs, outputs: int) -> nn.Module:
     """Build the spec's model: initial weights depend on the seed alone, torch's generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive(spec.seed, INIT))
+        torch.default_generator.manual_seed(derive(training_seed(spec), INIT))
         if isinstance(spec.model, Component):
             model = spec.model.build(inputs, outputs)
             if not isinstance(model, nn.Module):

@@ -7,6 +7,7 @@ import copy
 from fitkit.data import Data
 from fitkit.parts.augmentations import augmentations
 from fitkit.parts.callbacks import callbacks
+from fitkit.parts.folds import folds
 from fitkit.parts.layers import layers
 from fitkit.parts.losses import losses
 from fitkit.parts.metrics import metrics
@@ -29,7 +30,8 @@ def _copy(table: Table) -> Table:
     return copy.copy(table)
 
 
-sources, schedules, callbacks, metrics = _copy(sources), _copy(schedules), _copy(callbacks), _copy(metrics)
+sources, splits, schedules = _copy(sources), _copy(splits), _copy(schedules)
+callbacks, metrics = _copy(callbacks), _copy(metrics)
 
 
 @sources.register
@@ -39,6 +41,7 @@ def arrays() -> Data:
 
 
 callbacks.update(trackers)
+splits.update(folds)
 metrics.update(rankings)
 schedules[PLATEAU] = callbacks[PLATEAU]
 

@@ -87,8 +87,11 @@ def _run_code(file: str) -> None:
         raise SpecError(Fault(f"{type(error).__name__}: {said}.", place=place)) from error
 
 
-def run_folder(name: str) -> Path:
-    """Return the folder that a command was given; SpecError when there is none, with the names that are near."""
+def run_folder(name: str, *, folds: bool = False) -> Path:
+    """Return the folder that a command was given; SpecError when there is none, with the names that are near.
+
+    The folder of a cross-validation is one for commands that take all its `folds` together.
+    """
     folder = Path(name)
     if reason := why_not(name):
         raise SpecError(Fault(f"a run is a folder. {reason}", place=Place(name)))
@@ -97,4 +100,8 @@ def run_folder(name: str) -> Path:
         near = nearest(name, runs)
         hint = f" Did you mean {show(near)}?" if near else f" Here are {listing(runs)}." if runs else ""
         raise SpecError(Fault(f"there is no such run folder.{hint}", place=Place(name)))
+    if not folds:
+        with importing():
+            from fitkit.run_folder import refuse_folds
+        refuse_folds(folder)
     return folder

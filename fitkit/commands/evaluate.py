@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run it and return the exit code."""
-    folder = run_folder(arguments.run_folder)
+    folder = run_folder(arguments.run_folder, folds=not arguments.data)
     run_codes(arguments)
     with importing():
         from fitkit.after.run_outcomes import file_outcomes, read_outcomes, say_looks

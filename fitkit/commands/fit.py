@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from fitkit.commands.common import add_code, add_spec, importing, load_spec
 from fitkit.errors import Fault, Place, SpecError
@@ -30,10 +31,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Run it and return the exit code."""
     spec = load_spec(arguments)
     with importing():
-        from fitkit import run_folder
+        from fitkit import folds, run_folder, session
+        from fitkit.builder.folds import fold_specs
         from fitkit.engine.signals import Interrupted
         from fitkit.progress import Lines
-        from fitkit.session import run
 
     if arguments.resume and not arguments.out:
         raise SpecError("--resume needs the run folder: give --out DIR.")
@@ -42,25 +43,26 @@ def run(arguments: argparse.Namespace) -> int:
         raise SpecError(Fault(message, place=Place(f"--out {arguments.out}")))
     out = Path(arguments.out) if arguments.out else run_folder.fresh(spec.name)
     lines = Lines(as_json=arguments.json, quiet=arguments.quiet)
-    command = "fitkit " + " ".join(sys.argv[1:])
     every_steps, every_seconds = interval(arguments.checkpoint_every)
+    more: dict[str, Any] = {
+        "out": out,
+        "resume": arguments.resume,
+        "allow_change": arguments.allow_change,
+        "callbacks": (lines,),
+        "command": "fitkit " + " ".join(sys.argv[1:]),
+        "every_steps": every_steps,
+        "every_seconds": every_seconds,
+    }
     try:
-        history, trainer = run(
-            spec,
-            out=out,
-            resume=arguments.resume,
-            allow_change=arguments.allow_change,
-            callbacks=(lines,),
-            command=command,
-            every_steps=every_steps,
-            every_seconds=every_seconds,
-        )
+        if fold_specs(spec):
+            found, worked = folds.run(spec, **more)
+            lines.say_folds(found, out, worked)
+        else:
+            history, trainer = session.run(spec, **more)
+            lines.say_end(history, out, trainer is not None)
     except Interrupted as error:
         error.hint = f" Go on with: fitkit fit {arguments.spec} --out {out} --resume, and the same KEY=VALUE."
         raise
-    if trainer is None:
-        print(f"{out}: this run is finished; nothing was done.", file=sys.stderr)
-    lines.say_end(history, out)
     return 0
 
 

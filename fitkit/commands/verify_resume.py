@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fitkit.commands.common import add_spec
 from fitkit.commands.fit import interval
+from fitkit.errors import Fault, SpecError
 from fitkit.spec import compose
 
 
@@ -24,6 +25,13 @@ def run(arguments: argparse.Namespace) -> int:
     compose.read(Path(arguments.spec), arguments.overrides)
     interval(arguments.checkpoint_every)
     from fitkit.after.verify import verify_resume
+    from fitkit.builder import load_spec
+    from fitkit.builder.folds import fold_specs
+
+    if specs := fold_specs(load_spec(Path(arguments.spec), arguments.overrides)):
+        [name] = specs[0].given["splits"]
+        message = f"this asks for {len(specs)} folds, and one run is proved: add splits.{name}.fold=1."
+        raise SpecError(Fault(message, "splits"))
 
     def say(line: str) -> None:
         print(line, file=sys.stderr)

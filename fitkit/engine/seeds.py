@@ -12,7 +12,7 @@ import torch
 
 MASK = (1 << 64) - 1
 # What a stream is for; never renumber: the numbers are part of every result.
-SPLIT, INIT, ORDER, STEP, SAMPLE, BATCH, AUGMENT, EVALUATE = range(8)
+SPLIT, INIT, ORDER, STEP, SAMPLE, BATCH, AUGMENT, EVALUATE, FOLD = range(9)
 GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # SplitMix64's
 
 

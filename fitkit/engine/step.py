@@ -130,11 +130,11 @@ class Sums:
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `tensors` returned."""
-        placed = {name: tensor.to(self.device, self.dtype) for name, tensor in tensors.items()}
-        self.loss = placed["loss"]
-        self.count, self.samples = placed["count"].item(), placed["samples"].item()
-        totals = [placed[f"total{i}"] for i in range(len(placed) - 3)]
-        self.totals = [[t] if m.keeps else t for m, t in zip(self.metrics, totals, strict=bool(totals))]
+        loss, count, samples = (tensors[name].to(self.device, self.dtype) for name in ("loss", "count", "samples"))
+        self.loss, self.count, self.samples, self.totals = loss, count.item(), samples.item(), []
+        for i, metric in zip(range(len(tensors) - 3), self.metrics, strict=False):
+            total = tensors[f"total{i}"].to(self.device)
+            self.totals.append([total] if metric.keeps else total.to(self.dtype))
 
     def values(self) -> dict[str, float]:
         """Return the epoch's loss and metrics under their names: sums over samples divided by counts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +52,7 @@ class Outcomes:
     metrics: tuple[Metric, ...] = ()
     classes: tuple[str, ...] | None = None  # the names of the classes, where the data has any
     temperature: float = 1.0  # by which `fitkit calibrate` divides logits
+    held_out: bool = False  # the model is known not to have been trained on these samples
     image: tuple[int, int, int] | None = None  # (channels, height, width) of samples that are flattened images
     batches: Batches | None = field(default=None, repr=False)  # where the samples can be read again
     card: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -183,10 +185,17 @@ def _take(model: nn.Module, objective: Objective, x: Tensor, y: Tensor, start: i
 
 
 def merged(parts: Sequence[Outcomes], part: str) -> Outcomes:
-    """Return the outcomes of several parts as those of one, such as of all folds; rows in the order of the data."""
+    """Return the outcomes of several parts as those of one, such as of all folds; rows in the order of the data.
+
+    Where only some of their models are calibrated, the temperature is 1.
+    """
     order = torch.cat([one.rows for one in parts]).argsort(stable=True)
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
+    rows, batches = torch.cat([one.rows for one in parts])[order], parts[0].batches
+    if isinstance(batches, RowBatches):  # the same data for all of them, of which each has its own rows
+        batches = copy.copy(batches)
+        batches.rows = rows.to(batches.x.device)
     starts = [0]
     for one in parts:
         starts.append(starts[-1] + len(one))
@@ -198,8 +207,9 @@ def merged(parts: Sequence[Outcomes], part: str) -> Outcomes:
         outputs=torch.cat([one.outputs for one in parts])[positions],
         targets=torch.cat([one.targets for one in parts])[positions],
         samples=samples[positions],
-        rows=torch.cat([one.rows for one in parts])[order],
+        rows=rows,
+        temperature=parts[0].temperature if len({one.temperature for one in parts}) == 1 else 1.0,
         sums=torch.cat([one.sums for one in parts])[order],
         counts=torch.cat([one.counts for one in parts])[order],
-        batches=None,
+        batches=batches if isinstance(batches, RowBatches) else None,
     )

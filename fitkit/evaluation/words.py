@@ -191,10 +191,8 @@ def _worst_tables(found: Worst, most: int = MOST_LETTERS) -> list[tuple[str, lis
         for error in errors[:MOST_ERRORS]:
             cells = [str(error.row), *([str(error.line)] if lines else []), short(error.given), short(error.suggested)]
             table.append([*cells, number(error.confidence), number(error.given_confidence)])
-        title = f"{len(errors):,} suspected label errors" + (
-            f", the first {MOST_ERRORS}" if len(errors) > MOST_ERRORS else ""
-        )
-        tables.append((title, table))
+        more = f", the first {MOST_ERRORS}" if len(errors) > MOST_ERRORS else ""
+        tables.append((f"{len(errors):,} suspected label error{'s'[: len(errors) != 1]}{more}", table))
     return tables
 
 

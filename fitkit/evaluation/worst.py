@@ -131,7 +131,7 @@ def worst(outcomes: Outcomes, count: int = 20) -> Worst:
         notes += [] if errors else ["no label is suspected to be wrong"]
         if outcomes.part == "train":
             notes.append(f"the model was trained on these labels, so it may have learned the wrong ones: {BETTER}")
-        elif errors and outcomes.part not in ("val", "test"):
+        elif errors and not outcomes.held_out:
             notes.append(f"labels that the model was trained on are no evidence: {BETTER}")
     if outcomes.temperature != 1:
         notes.append(f"confidence is that at the calibrated temperature {outcomes.temperature:.4g}")

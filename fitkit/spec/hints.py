@@ -82,8 +82,11 @@ NAMES: dict[str, dict[str, str]] = {
         "CsvLogger": "CSVLogger",
     },
     "splits": {
-        "train_test_split": "random", "StratifiedKFold": "stratified", "stratify": "stratified", "shuffle": "random",
-        "datetime": "time", "TimeSeriesSplit": "time", "GroupKFold": "group", "groups": "group", "fixed": "column",
+        "train_test_split": "random", "stratify": "stratified", "shuffle": "random",
+        "datetime": "time", "groups": "group", "fixed": "column",
+        "KFold": "kfold", "StratifiedKFold": "kfold", "GroupKFold": "kfold", "StratifiedGroupKFold": "kfold",
+        "RepeatedKFold": "kfold", "RepeatedStratifiedKFold": "kfold", "cross_validation": "kfold", "cv": "kfold",
+        "TimeSeriesSplit": "time_series",
     },
     "transforms": {
         "StandardScaler": "standardize", "Normalize": "standardize", "normalize": "standardize",
@@ -118,6 +121,8 @@ ARGUMENTS = {
     "hidden_size": "width", "block_size": "length", "seq_len": "length", "sequence_length": "length",
     "direction": "mode", "early_stopping_patience": "patience", "metric": "monitor", "threshold": "min_delta",
     "augmentation": "augment", "augmentations": "augment", "stddev": "std", "sigma": "std", "pad": "padding",
+    "n_splits": "k", "num_folds": "k", "folds": "k", "n_repeats": "repeats", "group": "groups",
+    "stratify": "stratified",
     "momentum_decay": "momentum", "normalization": "transform", "preprocessing": "transform",
 }  # fmt: skip
 

@@ -31,6 +31,8 @@ class FitOptions:
         again, for less memory and the time of a second forward pass.
     out_of_memory: stop the fit, or halve the batches of a forward pass, accumulated so that the step stays the same.
     workers: processes that read samples, for a `Dataset` or `DataLoader` given in Python.
+    check_data: look at data in memory before the first epoch, for rows that are in two parts, contradictions, columns
+        that give the target away and the like, and warn of them.
     eval_every: evaluate after each of this many epochs, and at the end that epochs, max_steps or max_time set.
     """
 
@@ -47,6 +49,7 @@ class FitOptions:
     activation_checkpointing: bool = False
     out_of_memory: Literal["stop", "halve"] = "stop"
     workers: NonNegativeInt = 0
+    check_data: bool = True
     eval_every: PositiveInt = 1
 
     @property

@@ -42,7 +42,7 @@ class Pattern:
 # What fitkit itself writes into a run folder: no callback may write there too.
 RUN_FILES = frozenset(
     ["spec.yaml", "resolved.yaml", "env.json", "history.csv", "history.json", "summary.json", "model.safetensors"]
-    + ["checkpoints", "test_looks.json"]
+    + ["checkpoints", "test_looks.json", "data_check.json", "folds.csv", "cross_validation.json", "predictions.csv"]
 )
 
 
