@@ -170,10 +170,10 @@ def conditions(benchmark: Benchmark, runs: int) -> str:
     threads = f"{benchmark.threads} thread{'s' * (benchmark.threads > 1)}" if benchmark.threads else "default threads"
     turns = f"{runs} runs in turns, medians [min-max]" if runs > 1 else "one run"
     python = f"Python {platform.python_version()}"
-    return f"{_processor()}, {os.cpu_count()} cores, {threads}; {python}, {', '.join(versions)}; {turns}."
+    return f"{processor()}, {os.cpu_count()} cores, {threads}; {python}, {', '.join(versions)}; {turns}."
 
 
-def _processor() -> str:
+def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -17,6 +17,9 @@ from fitkit.history import History
 
 if TYPE_CHECKING:
     from fitkit import register as register
+    from fitkit.after.diagnose import diagnose as diagnose
+    from fitkit.after.lr_find import LRFind as LRFind
+    from fitkit.after.lr_find import lr_find as lr_find
     from fitkit.after.plan import Plan as Plan
     from fitkit.after.plan import plan as plan
     from fitkit.builder import build as build
@@ -35,15 +38,18 @@ __version__ = "0.1.0"
 _WHERE = {
     "Callback": "fitkit.parts.callback",
     "CrossValidation": "fitkit.cross_validation",
+    "LRFind": "fitkit.after.lr_find",
     "LambdaCallback": "fitkit.parts.callback",
     "Model": "fitkit.model",
     "Plan": "fitkit.after.plan",
     "Spec": "fitkit.spec.spec",
     "Trainer": "fitkit.trainer",
     "build": "fitkit.builder",
+    "diagnose": "fitkit.after.diagnose",
     "fit": "fitkit.model",
     "load": "fitkit.model",
     "load_spec": "fitkit.builder",
+    "lr_find": "fitkit.after.lr_find",
     "plan": "fitkit.after.plan",
 }
 
@@ -55,6 +61,7 @@ __all__ = [
     "DataWarning",
     "FitkitError",
     "History",
+    "LRFind",
     "LambdaCallback",
     "Model",
     "Plan",
@@ -63,9 +70,11 @@ __all__ = [
     "Trainer",
     "TrainingError",
     "build",
+    "diagnose",
     "fit",
     "load",
     "load_spec",
+    "lr_find",
     "plan",
     "register",
 ]

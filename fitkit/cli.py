@@ -18,11 +18,13 @@ from fitkit.commands import (
     cache,
     calibrate,
     check,
+    diagnose,
     evaluate,
     explain,
     fit,
     init,
     list,
+    lr_find,
     plan,
     predict,
     schema,
@@ -31,7 +33,8 @@ from fitkit.commands import (
 )
 from fitkit.errors import FitkitError, printable
 
-COMMANDS = (fit, check, plan, verify_resume, list, explain, schema, init, evaluate, calibrate, worst, cache, predict)
+COMMANDS = (fit, check, plan, lr_find, verify_resume, list, explain, schema, init)
+COMMANDS += (evaluate, calibrate, worst, diagnose, predict, cache)  # after a run
 EPILOG = "A spec is a YAML file: see `fitkit init DATA` for a first one, and `fitkit list` for what it may say."
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MOST_FAULTS = 20  # more than a screenful helps nobody
+FAILED = "failed: "  # how a History says why a fit stopped that ended with an error, whose message follows
 
 
 class FitkitError(Exception):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from fitkit import figures
+from fitkit.diagnosis import Diagnosis, Evidence, Predictions, diagnose
 from fitkit.errors import CheckpointError, FitkitError, listing, nearest, show
 from fitkit.files import parse_json
 
@@ -17,6 +20,7 @@ Direction = Literal["min", "max"]
 HEAD, TAIL = 12, 15  # rows of a long history that are printed, beside the best one
 FORMAT = 1  # of the JSON document
 FORMULA = ("", "=", "+", "-", "@")  # a spreadsheet takes a cell that begins so for a formula; a metric never does
+PANEL = 4.6, 3.4  # inches that the curves of one measure take
 TRAIN, VAL = "#7a8599", "#c8501e"  # the colours of the curves
 
 
@@ -45,13 +49,16 @@ class History:
         self.history: dict[str, list[float]] = {column: [] for column in columns}
         self.directions: dict[str, Direction] = {name: directions[name] for name in columns if name in directions}
         self.spec = spec
-        self.stopped = ""  # why the fit ended, in words
+        self.stopped = ""  # why the fit ended, in words; after an error FAILED and its message
         self.monitor: str | None = None  # the column that chose the best epoch
         self.best_epoch: int | None = None  # the epoch whose weights the fit left in the model
         self.run: str | None = None  # the run folder
         self.seconds = 0.0  # of the whole fit
         self.skipped_steps = 0  # optimizer steps left out because a gradient was not finite
         self.peak_memory_mb: float | None = None  # the most that was held at once, in MB: of the process, or on the GPU
+        self.samples: dict[str, int] = {}  # of train, val and test, where they are known
+        self.classes: int | None = None  # how many the target has, where it has classes that are known
+        self.baseline: dict[str, float] = {}  # what the best constant prediction reaches, by column, where it is known
         self.micro_batch: int | None = None  # rows of a forward pass at most, where memory ran out and they were halved
 
     @property
@@ -92,6 +99,25 @@ class History:
         choose = min if self.directions[column] == "min" else max
         return self._row(choose(finite, key=values.__getitem__))
 
+    def diagnose(self, predictions: Predictions | None = None) -> Diagnosis:
+        """Return what the numbers say about this run, in words, with spec patches to try; print it to read it.
+
+        `predictions` is what the model gives for the validation part, which some findings need, such as a class that
+        is never predicted; `fitkit.diagnose(folder)` takes it by itself.
+        """
+        return diagnose(
+            Evidence(
+                columns=self.history,
+                spec=self.spec if isinstance(self.spec, Mapping) else {},
+                samples=self.samples,
+                baseline=self.baseline,
+                classes=self.classes,
+                best_epoch=self.best_epoch,
+                stopped=self.stopped,
+                predictions=predictions,
+            )
+        )
+
     def to_csv(self, path: str | Path | None = None) -> str:
         """Return the rows as CSV, empty where nothing was measured, and write them to `path` if there is one."""
         text = io.StringIO()
@@ -112,6 +138,9 @@ class History:
             "columns": self.history,
             "directions": self.directions,
             "spec": self.spec,
+            "samples": self.samples,
+            "classes": self.classes,
+            "baseline": self.baseline,
             **{name: getattr(self, name) for name in _EXTRA},
         }
         return json.dumps(_plain(document), ensure_ascii=False, allow_nan=False) + "\n"
@@ -133,6 +162,10 @@ class History:
                 raise ValueError('a direction is neither "min" nor "max"')
             history = cls(list(columns), document["directions"], document["spec"])
             history.history = columns
+            given = document.get("samples", {})  # not there in files of version 0.1
+            history.samples = {name: int(_number(value)) for name, value in given.items()}
+            history.baseline = {name: _number(value) for name, value in document.get("baseline", {}).items()}
+            history.classes = None if document.get("classes") is None else int(_number(document["classes"]))
             for name, kind in _EXTRA.items():
                 if not isinstance(document[name], kind):
                     raise ValueError(f"{name} is {show(document[name])}")
@@ -155,11 +188,10 @@ class History:
             from matplotlib import pyplot
         except ImportError:
             raise FitkitError('Plots need matplotlib: pip install "fitkit[plot]".') from None
-        bases = list(dict.fromkeys(name.removeprefix("val_") for name in self.directions))
+        bases = self._measures()
         if ax is None:
-            wide = min(len(bases), 3) or 1
-            tall = -(-len(bases) // wide) or 1
-            size = (4.6 * wide, 3.4 * tall)
+            wide, tall = _grid(len(bases))
+            size = (PANEL[0] * wide, PANEL[1] * tall)
             figure, grid = pyplot.subplots(tall, wide, figsize=size, squeeze=False, layout="constrained")
             axes = list(grid.flat)
             for unused in axes[len(bases) :]:
@@ -210,7 +242,26 @@ class History:
         gap = ["…"] + [""] * len(self.history)
         lines = [_html_row(header, "th"), *(_html_row(row or gap, "td") for row in rows)]
         caption = f'<caption style="caption-side: bottom; text-align: left">{_escape(self._summary())}</caption>'
-        return "\n".join(['<table style="font-variant-numeric: tabular-nums">', caption, *lines, "</table>"])
+        table = ['<table style="font-variant-numeric: tabular-nums">', caption, *lines, "</table>"]
+        return "\n".join([*([curves] if (curves := self.curves()) else []), *table])
+
+    def curves(self) -> str:
+        """Return the curves as HTML for a notebook; nothing before the second epoch, or without matplotlib."""
+        if len(self) < 2 or not (bases := self._measures()):
+            return ""
+        (wide, tall), text = _grid(len(bases)), f"Curves of {listing(bases)} by epoch: {self._summary()}"
+        try:
+            figure = figures.blank(PANEL[0] * wide, PANEL[1] * tall)
+        except FitkitError:
+            return ""
+        axes = list(figure.subplots(tall, wide, squeeze=False).flat)
+        for panel, base in itertools.zip_longest(axes, bases):
+            _panel(panel, self, base) if base else panel.set_axis_off()
+        return figures.image(figure, text)
+
+    def _measures(self) -> list[str]:
+        """Return what has a good end, each of which is a panel: its training and its validation curve."""
+        return list(dict.fromkeys(name.removeprefix("val_") for name in self.directions))
 
     def _row(self, index: int) -> dict[str, float]:
         if not 0 <= index < len(self):
@@ -269,6 +320,12 @@ _EXTRA: dict[str, Any] = {  # what a fit fills in, with the types that the JSON 
     "micro_batch": int | None,
     "peak_memory_mb": float | int | None,
 }
+
+
+def _grid(panels: int) -> tuple[int, int]:
+    """Return how many panels stand side by side, and one above another."""
+    wide = min(panels, 3) or 1
+    return wide, -(-panels // wide) or 1
 
 
 def _format(column: str, value: float) -> str:

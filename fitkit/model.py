@@ -29,6 +29,7 @@ from fitkit.evaluation.evaluation import Evaluation, evaluate
 from fitkit.evaluation.outcomes import Outcomes, as_logits, take_outcomes, tempered
 from fitkit.evaluation.worst import Worst, worst
 from fitkit.history import History
+from fitkit.live import Live
 from fitkit.parts.callback import Callback
 from fitkit.parts.transforms import Affine
 from fitkit.session import run
@@ -47,6 +48,7 @@ def fit(
     allow_change: Sequence[str] = (),
     overrides: Overrides = None,
     callbacks: Sequence[Callback] = (),
+    live: bool = False,
 ) -> History | Any:
     """Run the experiment that a spec declares and return its history, or a `CrossValidation` where it asks for folds.
 
@@ -61,6 +63,7 @@ def fit(
         allow_change: dotted keys in which the resumed run may differ from what it was asked, such as "fit.epochs".
         overrides: dotted keys, as {"optimizer.AdamW.lr": 1e-2} or ["optimizer.AdamW.lr=1e-2"].
         callbacks: callbacks of your own, after the spec's.
+        live: show the curves while it runs, in a notebook; anywhere else a warning says that there is none.
 
     A spec asks for folds by `splits: {kfold: 5}` or `time_series`, unless it names one of them (`fold: 1`). Each is a
     run of its own, in `out/fold-1` and so on; `model` is copied for each and stays as it was.
@@ -68,6 +71,7 @@ def fit(
     Raises SpecError, DataError before training, TrainingError when the loss is no longer finite.
     """
     loaded, allowed = load_spec(spec, overrides), allow_change
+    callbacks = (*callbacks, Live()) if live else callbacks
     start: Any = folds.run if fold_specs(loaded) else run
     return start(loaded, model=model, data=data, out=out, resume=resume, allow_change=allowed, callbacks=callbacks)[0]
 
@@ -97,12 +101,14 @@ class Model:
         allow_change: Sequence[str] = (),
         overrides: Overrides = None,
         callbacks: Sequence[Callback] = (),
+        live: bool = False,
     ) -> History:
         """Fit the module by a spec, whose `model:` it stands in for; see `fitkit.fit` for the arguments."""
         loaded = load_spec(spec, overrides)
         if fold_specs(loaded):
             fault = "a Model is fitted once: name a fold, such as fold: 1, or use fitkit.fit(spec, model=module)."
             raise SpecError(Fault(fault, "splits"))
+        callbacks = (*callbacks, Live()) if live else callbacks
         more: dict[str, Any] = {"out": out, "resume": resume, "allow_change": allow_change, "callbacks": callbacks}
         history, trainer = run(loaded, model=self.module, data=data, **more)
         if trainer is None:  # the run was finished before: its weights are in the folder

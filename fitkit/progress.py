@@ -19,6 +19,8 @@ from fitkit.parts.callback import Callback
 class Bar(Callback):
     """A bar on standard error, redrawn ten times a second; nothing where that is not a terminal."""
 
+    only_shows = True
+
     def on_epoch_begin(self, trainer: Any) -> None:
         """Start the bar of this epoch."""
         self.bar: Any = None
@@ -45,6 +47,8 @@ class Lines(Callback):
 
     A fold of a cross-validation says which one it is; the plan is that of the first one that runs.
     """
+
+    only_shows = True
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json, self.quiet = as_json, quiet
@@ -74,7 +78,7 @@ class Lines(Callback):
             print(f"{fold}epoch {epoch}  {_words(row)}", flush=True)
 
     def say_end(self, history: History, out: Path, worked: bool = True) -> None:
-        """Print the best epoch and where the run is, and whether it was finished before."""
+        """Print the best epoch, what the numbers say in one line, where the run is, and if it was finished before."""
         if not worked:
             print(f"{out}: this run is finished; nothing was done.", file=sys.stderr)
         if self.as_json:
@@ -88,6 +92,7 @@ class Lines(Callback):
             row = history.best(history.monitor)
             values = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k.startswith("val_"))
             print(f"best epoch {history.best_epoch} by {history.monitor}: {values}")
+        print(f"diagnosis: {printable(history.diagnose().verdict)}")
         print(f"run: {out}")
 
     def say_folds(self, found: CrossValidation, out: Path, worked: bool) -> None:

@@ -24,6 +24,7 @@ from fitkit.engine.weights import snapshot, untie
 from fitkit.engine.whole_step import WholeStep
 from fitkit.errors import CheckpointError, Fault, SpecError
 from fitkit.history import History
+from fitkit.parts.callback import Callback
 from fitkit.trainer import Trainer
 
 FOLDER = "checkpoints"
@@ -72,7 +73,7 @@ def capture(trainer: Trainer) -> tuple[dict[str, dict[str, Tensor]], dict[str, A
     optimizer, options = _flat(trainer.optimizer.state_dict())
     callbacks = {
         f"{i}.{name}": tensor
-        for i, callback in enumerate(trainer.callbacks)
+        for i, callback in enumerate(_kept(trainer))
         for name, tensor in callback.tensors().items()
     }
     groups: dict[str, Mapping[str, Tensor]] = {
@@ -89,13 +90,18 @@ def capture(trainer: Trainer) -> tuple[dict[str, dict[str, Tensor]], dict[str, A
         "per_epoch": trainer.train.per_epoch,
         "stopped": "" if trainer.limited else trainer.stopped,
         "scaler": None if trainer.scaler is None else trainer.scaler.state_dict(),
-        "callbacks": [[type(c).__name__, c.state_dict()] for c in trainer.callbacks],
+        "callbacks": [[type(c).__name__, c.state_dict()] for c in _kept(trainer)],
         "history": trainer.history.to_json(),
         "ties": {name: ties for name, (_, ties) in untied.items()},
         "has_best": trainer.best is not None,
         "refused": trainer._train_step.refused,  # steps that were no graphs then must be none now
     }
     return {name: kept for name, (kept, _) in untied.items()}, state
+
+
+def _kept(trainer: Trainer) -> list[Callback]:
+    """Return the callbacks that a checkpoint holds: a run may be resumed where it is shown in another way."""
+    return [callback for callback in trainer.callbacks if not callback.only_shows]
 
 
 def restore(trainer: Trainer, saved: Checkpoint, changed: Collection[str] = ()) -> None:
@@ -124,7 +130,7 @@ def _restore(trainer: Trainer, saved: Checkpoint, changed: Collection[str]) -> N
     for name, pairs in ties.items():
         for tied, source in pairs.items():
             groups[name][tied] = groups[name][source]
-    names = [type(callback).__name__ for callback in trainer.callbacks]
+    names = [type(callback).__name__ for callback in _kept(trainer)]
     if names != [name for name, _ in state["callbacks"]]:
         raise ValueError(f"it was made with the callbacks {[name for name, _ in state['callbacks']]}, not {names}")
     refuse_misfit(trainer, COUNTERS, state, groups)
@@ -151,7 +157,7 @@ def _restore(trainer: Trainer, saved: Checkpoint, changed: Collection[str]) -> N
     trainer.checkpoint = saved.path
     trainer.history.history.update(history.history)
     trainer.history.monitor, trainer.history.best_epoch = history.monitor, history.best_epoch
-    for i, (callback, (_, memory)) in enumerate(zip(trainer.callbacks, state["callbacks"], strict=True)):
+    for i, (callback, (_, memory)) in enumerate(zip(_kept(trainer), state["callbacks"], strict=True)):
         callback.load_state_dict(memory)
         prefix = f"{i}."
         own = {n.removeprefix(prefix): t for n, t in groups["callbacks"].items() if n.startswith(prefix)}

@@ -27,6 +27,7 @@ from fitkit.engine.weights import first_bytes
 from fitkit.errors import CheckpointError, Fault, SpecError
 from fitkit.history import History
 from fitkit.parts.callback import Callback
+from fitkit.parts.tracker import Status, Tracker
 from fitkit.progress import Bar
 from fitkit.resume import FOLDER, Checkpoints, check_place, restore
 from fitkit.spec import reader
@@ -61,8 +62,7 @@ def run(
     if out is None:
         trainer, prepared = assemble(spec, model, data, None, callbacks)
         warn(prepared, stacklevel=4)
-        with on_signal(trainer.interrupt):
-            return trainer.fit(), trainer
+        return _fit(trainer, None), trainer
     folder = Path(out)
     if not resume or not run_folder.may_hold_run(folder):
         run_folder.refuse_used(folder)
@@ -94,8 +94,8 @@ def check_call(out: Path | str | None, resume: bool, allow_change: Sequence[str]
         raise SpecError("resume needs the run folder: give out=FOLDER.")
 
 
-def _fit(trainer: Trainer, writer: run_folder.RunFolder) -> History:
-    status = "failed"
+def _fit(trainer: Trainer, writer: run_folder.RunFolder | None) -> History:
+    status: Status = "failed"
     try:
         with on_signal(trainer.interrupt):
             history = trainer.fit()
@@ -106,10 +106,14 @@ def _fit(trainer: Trainer, writer: run_folder.RunFolder) -> History:
         raise
     finally:
         try:
-            writer.close(trainer, status)
+            if writer is not None:
+                writer.close(trainer, status)
         except CheckpointError:
             if status == "finished":  # else what ended the run is what to tell
                 raise
+        finally:
+            for tracker in (callback for callback in trainer.callbacks if isinstance(callback, Tracker)):
+                tracker.end(trainer, status)
 
 
 def _resume_from(folder: Path, trainer: Trainer, finished: bool, changed: Sequence[Change]) -> Any:

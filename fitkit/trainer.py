@@ -40,7 +40,7 @@ from fitkit.engine.step import Evaluator, Objective, Sums, TrainStep, all_finite
 from fitkit.engine.tier import choose_tier
 from fitkit.engine.weights import save, snapshot
 from fitkit.engine.whole_step import WholeStep
-from fitkit.errors import DataError, FitkitError, TrainingError
+from fitkit.errors import FAILED, DataError, FitkitError, TrainingError
 from fitkit.history import History
 from fitkit.parts.callback import Callback, overridden, watched_by_others
 from fitkit.spec.options import FitOptions
@@ -242,13 +242,13 @@ class Trainer:
                 self._save(begun)
                 raise
             except TrainingError as error:
-                error.history = self.history
+                self.stopped, error.history = f"{FAILED}{error}", self.history
                 raise
             except (IndexError, RuntimeError, MemoryError) as error:
                 if (fault := explained(error, f"epoch {self.epoch}, step {self.step + 1:,}")) is None:
                     raise
                 if isinstance(fault, TrainingError):
-                    fault.history = self.history
+                    self.stopped, fault.history = f"{FAILED}{fault}", self.history
                 raise fault from error
             finally:
                 if self.best is not None:
@@ -280,9 +280,9 @@ class Trainer:
         if len(self.history) == self.epoch:  # else a checkpoint in the middle of this epoch was restored
             self.epoch, self.batch = self.epoch + 1, 0
             self.sums = Sums(self.objective.metrics, self.device)
-        started = time.perf_counter()
         seed_epoch(self.seed, self.epoch)
         self._call("epoch_begin")
+        started = time.perf_counter()
         self._train_step.begin_epoch()
         self._train_epoch(begun)
         if self.batch == 0:

@@ -294,3 +294,10 @@ def test_a_process_that_is_forked_does_not_hold_the_lock_on(tmp_path):
     finally:
         os.write(go_on[1], b"x")
         os.waitpid(child, 0)
+
+
+def test_what_no_number_hangs_on_may_be_asked_otherwise(tmp_path):
+    spec = {"data": "iris", "model": "mlp", "fit": {"epochs": 1}}
+    fitkit.fit(spec, out=tmp_path / "r")
+    again = fitkit.fit(spec, out=tmp_path / "r", resume=True, overrides={"fit.check_data": False})
+    assert len(again) == 1  # finished, and not refused

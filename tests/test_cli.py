@@ -152,7 +152,7 @@ def test_progress_goes_to_standard_output_and_the_plan_to_standard_error(folder,
     code, out, err = said(capsys, "fit", "my spec.yaml", "--out", "r")
     lines = out.splitlines()
     assert code == 0 and [line.split("  ")[0] for line in lines[:2]] == ["epoch 1/2", "epoch 2/2"]
-    assert lines[-1] == "run: r" and lines[-2].startswith("best epoch ")
+    assert lines[-1] == "run: r" and lines[-2].startswith("diagnosis: ") and lines[-3].startswith("best epoch ")
     assert err.startswith("samples: train 36, val 12; batches of 32, 4 steps\n")
 
 

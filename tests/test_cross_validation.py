@@ -29,7 +29,15 @@ from fitkit.history import History
 
 X = torch.randn(61, 4, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
-TIMES = ("summary.json", "env.json", "history.json", "history.csv", "MANIFEST.json", "state.json")  # hold seconds
+TIMES = (
+    "data_check.json",
+    "summary.json",
+    "env.json",
+    "history.json",
+    "history.csv",
+    "MANIFEST.json",
+    "state.json",
+)  # hold seconds
 
 
 class Killed(BaseException):

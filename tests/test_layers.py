@@ -10,14 +10,14 @@ PACKAGE = Path(__file__).parent.parent / "fitkit"
 # From the ground up: a module may import only modules of lower layers, and of its own folder where that is a layer.
 LAYERS = [
     ["errors"],
-    ["files"],
+    ["files", "figures", "diagnosis"],
     ["history"],
     ["cross_validation"],
     ["data", "spec"],
     ["data_check"],
     ["engine", "parts"],
     ["trainer"],
-    ["run_folder", "progress", "builder", "resume", "changes"],
+    ["run_folder", "progress", "live", "builder", "resume", "changes"],
     ["session", "evaluation"],
     ["folds"],
     ["model", "register"],

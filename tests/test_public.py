@@ -10,9 +10,11 @@ def test_the_public_names_are_these():
     assert fitkit.__all__ == sorted(fitkit.__all__, key=lambda name: (name.islower(), name))
     assert {name for name in fitkit.__all__ if name[0].islower()} == {
         "build",
+        "diagnose",
         "fit",
         "load",
         "load_spec",
+        "lr_find",
         "plan",
         "register",
     }

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fitkit.builder.baseline import class_count, constant_baseline, sample_counts
 from fitkit.builder.card import make_card
 from fitkit.builder.data import Prepared, prepare
 from fitkit.builder.folds import training_seed
@@ -184,6 +185,9 @@ def finish(begun: Outline, out: Path | None, callbacks: Sequence[Callback] = ())
     _check_monitors(trainer, spec, callbacks)
     trainer.card = make_card(trainer, prepared, begun.inputs, begun.outputs, bound, ours)
     trainer.history.spec = trainer.spec.resolved()
+    trainer.history.samples = sample_counts(prepared)
+    trainer.history.classes = class_count(prepared, contract)
+    trainer.history.baseline = constant_baseline(prepared, contract, objective)
     return trainer
 
 

@@ -37,7 +37,8 @@ def refuse_misfit(trainer: Any, counters: Iterable[str], state: Mapping[str, Any
     _refuse_optimizer(trainer.optimizer, groups["optimizer"], state["optimizer"])
     if trainer.scaler is not None and state["scaler"] is not None:
         _right(trainer.scaler.state_dict(), state["scaler"], "scaler")
-    for callback, (name, memory) in zip(trainer.callbacks, state["callbacks"], strict=True):
+    kept = [callback for callback in trainer.callbacks if not callback.only_shows]
+    for callback, (name, memory) in zip(kept, state["callbacks"], strict=True):
         _right(callback.state_dict(), memory, name, ours=type(callback).__module__.startswith("fitkit."))
     _right("", state["stopped"], "stopped")
     if not {"loss", "count", "samples"} <= set(groups["sums"]) or any(t.ndim > 2 for t in groups["sums"].values()):

@@ -115,6 +115,9 @@ class Callback:
     remembers: tuple[str, ...] = ()
     writes_files = False  # whether it needs a run folder
     may_stop = False  # whether it may end the fit before its last epoch
+    only_shows = (
+        False  # whether it only shows the run: it is no part of a checkpoint, and a resumed fit may have others
+    )
 
     def on_train_begin(self, trainer: TrainerLike) -> None:
         """Run once before the first epoch, when model, optimizer and columns are known; start the memory here."""
