@@ -33,8 +33,8 @@ from fitkit.commands import (
 )
 from fitkit.errors import FitkitError, printable
 
-COMMANDS = (fit, check, plan, lr_find, verify_resume, list, explain, schema, init)
-COMMANDS += (evaluate, calibrate, worst, diagnose, predict, cache)  # after a run
+BEFORE = (fit, check, plan, lr_find, verify_resume, list, explain, schema, init)
+COMMANDS = (*BEFORE, evaluate, calibrate, worst, diagnose, predict, cache)
 EPILOG = "A spec is a YAML file: see `fitkit init DATA` for a first one, and `fitkit list` for what it may say."
 
 
