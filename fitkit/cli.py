@@ -16,6 +16,7 @@ from typing import Any
 from fitkit import __version__
 from fitkit.commands import (
     cache,
+    calibrate,
     check,
     compare,
     diagnose,
@@ -30,12 +31,13 @@ from fitkit.commands import (
     report,
     schema,
     verify_resume,
+    worst,
 )
 from fitkit.errors import FitkitError, printable
 
 COMMANDS = (
     *(init, check, plan, lr_find, fit, verify_resume),
-    *(evaluate, diagnose, compare, report, predict),
+    *(evaluate, calibrate, worst, diagnose, compare, report, predict),
     *(list, explain, schema, cache),
 )
 EPILOG = "A spec is a YAML file: see `fitkit init DATA` for a first one, and `fitkit list` for what it may say."

@@ -38,6 +38,7 @@ class Data:
     given_in_python: bool = False  # whole numbers in x then stay whole: only the caller's module knows what they are
     window: int | None = None
     starts: Tensor | None = None
+    image: tuple[int, int, int] | None = None  # channels, height and width of an image that each flat sample holds
     file: MappedFile | None = None  # x lies in this file, and is read from there batch by batch
 
     def __len__(self) -> int:

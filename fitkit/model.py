@@ -24,8 +24,10 @@ from fitkit.engine.devices import choose_device
 from fitkit.engine.intake import tensor
 from fitkit.engine.step import Objective, eval_mode
 from fitkit.errors import CheckpointError, DataError, Fault, FitkitError, SpecError
+from fitkit.evaluation.calibration import BINS, Calibration, calibrate
 from fitkit.evaluation.evaluation import Evaluation, evaluate
-from fitkit.evaluation.outcomes import Outcomes, take_outcomes
+from fitkit.evaluation.outcomes import Outcomes, as_logits, take_outcomes, tempered
+from fitkit.evaluation.worst import Worst, worst
 from fitkit.history import History
 from fitkit.live import Live
 from fitkit.parts.callback import Callback
@@ -149,33 +151,46 @@ class Model:
     def predict_proba(self, x: Any, *, batch_size: int = PREDICT_BATCH) -> Any:
         """Return class probabilities (N, C), two columns for one logit; as a NumPy array when `x` is one.
 
-        Raises FitkitError for a model that does not classify.
+        Those of a calibrated model are at its temperature. Raises FitkitError for a model that does not classify.
         """
+        self._require_probabilities()  # before anything is computed
+        return _like(self.probabilities(self.outputs(x, batch_size=batch_size)), x)
+
+    def _require_probabilities(self) -> tuple[str, str]:
         kind, output_kind = self._meaning()
         if kind == "values":
             raise FitkitError("this model predicts values, not classes: use predict.")
         if output_kind == "scores":
             raise FitkitError("this model's loss gives scores that are no probabilities: use predict.")
-        outputs = self.outputs(x, batch_size=batch_size).double()
-        if kind != "classes":
-            one = outputs.reshape(len(outputs)) if outputs.numel() == len(outputs) else outputs
-            one = one if output_kind == "probabilities" else one.sigmoid()
-            return _like(torch.stack([1 - one, one], dim=-1), x)
-        dim = int(self.card["class_dim"])
-        return _like(outputs.softmax(dim) if output_kind != "probabilities" else outputs, x)
+        return kind, output_kind
+
+    def probabilities(self, outputs: Tensor) -> Tensor:  # (N, ...) -> (N, C, ...) float64
+        """Return the class probabilities that outputs of the module stand for, as `predict_proba` does."""
+        kind, output_kind = self._require_probabilities()
+        temperature = float(self.card.get("temperature", 1.0))
+        if kind == "classes":
+            dim = int(self.card["class_dim"])
+            return tempered(as_logits(outputs, output_kind), temperature, dim).softmax(dim)
+        one = _one_each(outputs).double()
+        if output_kind != "probabilities" or temperature != 1:
+            one = (as_logits(one, output_kind) / temperature).sigmoid()
+        return torch.stack([1 - one, one], dim=-1)
+
+    def classes(self, outputs: Tensor) -> Tensor:  # (N, ...) -> (N, ...) int64
+        """Return the class numbers that outputs of the module stand for, as `predict` does."""
+        kind, output_kind = self._meaning()
+        if kind == "classes":
+            return outputs.argmax(int(self.card["class_dim"]))
+        return (_one_each(outputs) > (0.5 if output_kind == "probabilities" else 0)).long()
 
     def predict(self, x: Any, *, batch_size: int = PREDICT_BATCH) -> Any:
         """Return class numbers (N,) int64, or values as the module gives them; as a NumPy array when `x` is one."""
         kind, output_kind = self._meaning()
+        outputs = self.outputs(x, batch_size=batch_size)
         if kind == "values":
-            outputs = self.outputs(x, batch_size=batch_size)
             outputs = outputs.exp() if output_kind == "log_rates" else outputs
             return _like(outputs.squeeze(-1) if self.card["squeezed"] else outputs, x)
-        outputs = self.outputs(x, batch_size=batch_size)
-        if kind == "classes":
-            return _like(outputs.argmax(int(self.card["class_dim"])), x)
-        one = outputs.reshape(len(outputs)) if outputs.numel() == len(outputs) else outputs
-        return _like((one > (0.5 if output_kind == "probabilities" else 0)).long(), x)
+        return _like(self.classes(outputs), x)
 
     def _meaning(self) -> tuple[str, str]:
         if not self.card:
@@ -215,6 +230,25 @@ class Model:
         """
         return evaluate(self.outcomes(data, batch_size=batch_size))
 
+    def calibrate(self, data: Any, *, bins: int = BINS, batch_size: int = PREDICT_BATCH) -> Calibration:
+        """Fit a temperature on `data`, given as for `fit`, that the module was not trained on, and keep it.
+
+        `predict_proba` divides logits by it from then on, `save` writes it, and another `fit` drops it. No prediction
+        changes. The result prints what it does to negative log-likelihood, calibration error and Brier score.
+        """
+        found = calibrate(self.outcomes(data, batch_size=batch_size), bins=bins)
+        self.card.pop("temperature", None)
+        if found.temperature.value != 1:
+            self.card["temperature"] = found.temperature.value
+        return found
+
+    def worst(self, data: Any, *, count: int = 20, batch_size: int = PREDICT_BATCH) -> Worst:
+        """Return the samples of `data`, given as for `fit`, on which the loss is highest, and suspected label errors.
+
+        Those are only worth something on data that the module was not trained on.
+        """
+        return worst(self.outcomes(data, batch_size=batch_size), count)
+
     def summary(self) -> str:
         """Return a table of the modules that hold parameters: name, kind, shapes, how many, how many are trained."""
         rows = [("name", "kind", "parameters", "trained")]
@@ -236,6 +270,10 @@ class Model:
     def save(self, path: Path | str) -> None:
         """Write weights, preprocessing and card to one safetensors file, which `fitkit.load` reads back."""
         weights.save(Path(path), self.module.state_dict(), self.transform, self.card)
+
+
+def _one_each(outputs: Tensor) -> Tensor:
+    return outputs.reshape(len(outputs)) if outputs.numel() == len(outputs) else outputs
 
 
 def _like(values: Tensor, x: Any) -> Any:

@@ -13,8 +13,8 @@ from fitkit.after.run_outcomes import read_outcomes, say_looks
 from fitkit.changes import NOTHING
 from fitkit.errors import SpecError, listing, nearest, show
 from fitkit.evaluation.contrast import Contrast, Overlap, contrast, holm, over_seeds
-from fitkit.evaluation.evaluation import estimate, finite
-from fitkit.evaluation.intervals import Estimate
+from fitkit.evaluation.evaluation import estimate
+from fitkit.evaluation.intervals import Estimate, finite
 
 
 @dataclass(frozen=True, kw_only=True)

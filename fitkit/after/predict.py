@@ -50,7 +50,8 @@ def _rows(model: Model, x: Tensor) -> tuple[list[str], list[list[Any]]]:
         columns = values.reshape(len(values), -1)
         names = ["prediction"] if columns.shape[1] == 1 else [f"prediction_{i}" for i in range(columns.shape[1])]
         return ["row", *names], [[row, *line] for row, line in enumerate(columns.tolist())]
-    probabilities = model.predict_proba(x)
+    outputs = model.outputs(x)
+    probabilities = model.probabilities(outputs)
     if probabilities.ndim != 2:
         raise FitkitError("predict writes one class a sample; this model gives several. Use fitkit.load(…) in Python.")
     names = model.card["classes"] or [str(i) for i in range(probabilities.shape[1])]
@@ -60,6 +61,6 @@ def _rows(model: Model, x: Tensor) -> tuple[list[str], list[list[Any]]]:
     if changed := [show(name) for name, text in zip(names, texts, strict=True) if name != text]:
         message = f"{listing(changed, 3)} would be a formula in a spreadsheet, so an apostrophe stands before it"
         warnings.warn(message, stacklevel=3)
-    best = probabilities.argmax(1).tolist()
+    best = model.classes(outputs).tolist()
     rows = [[i, texts[k], *line] for i, (k, line) in enumerate(zip(best, probabilities.tolist(), strict=True))]
     return ["row", "prediction", *(f"p_{name}" for name in names)], rows

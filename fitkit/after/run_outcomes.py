@@ -36,7 +36,7 @@ def read_outcomes(folder: Path, part: str = "val", root: Path | None = None, *, 
     options = FitOptions(batch_size=spec.fit.batch_size, precision=spec.fit.precision)  # no compiler, no workers
     spec = dataclasses.replace(spec, callbacks=(), fit=options)
     if spec.model is None or spec.data is None or spec.data.name == "arrays":
-        raise SpecError(f"{folder}: its model or data was given in Python: use fitkit.load(…).evaluate((x, y)).")
+        raise SpecError(f"{folder}: its model or data was given in Python: use fitkit.load(…) and its methods there.")
     path = folder / run_folder.WEIGHTS
     state, transform, card = weights.load(path, links=False)
     check_card(card, transform, path)
@@ -50,6 +50,10 @@ def read_outcomes(folder: Path, part: str = "val", root: Path | None = None, *, 
     known = {**trainer.card, "temperature": card.get("temperature")}
     batches, facts = prepared.parts[part], TABLES["losses"][loss].facts
     outcomes = take_outcomes(trainer.model, trainer.objective, batches, facts, part=part, card=known)
+    outcomes = dataclasses.replace(outcomes, held_out=part != "train")
+    if (data := prepared.data) is not None:
+        first = int(outcomes.rows.min()) if data.split is not None else 0  # rows of x_val count from 0
+        outcomes = dataclasses.replace(outcomes, image=data.image, rows=outcomes.rows - first)
     if part == "test":
         _note_look(folder, command)
     return outcomes

@@ -86,6 +86,7 @@ def _checks(card: Any, transform: Mapping[str, Tensor]) -> dict[str, bool]:
         "class_dim": card["class_dim"] in (-1, 1),
         "squeezed": isinstance(card["squeezed"], bool) and isinstance(card["built"], bool),
         "precision": card["precision"] in PRECISIONS,
+        "temperature": "temperature" not in card or _positive(card["temperature"]),
         "loss": list(card["spec"]["loss"])[0] in TABLES["losses"] and isinstance(card["spec"]["metrics"], dict),
         "transform": not transform or _fits(transform, shape),
     }
@@ -93,6 +94,10 @@ def _checks(card: Any, transform: Mapping[str, Tensor]) -> dict[str, bool]:
 
 def _whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= LARGEST
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
 def _fits(transform: Mapping[str, Tensor], shape: list[int]) -> bool:

@@ -46,6 +46,22 @@ def save(path: Path, state: Mapping[str, Tensor], transform: nn.Module | None, c
     """
     tensors = {MODEL + name: tensor for name, tensor in state.items()}
     tensors |= {TRANSFORM + name: tensor for name, tensor in (transform.state_dict() if transform else {}).items()}
+    _write(path, tensors, card)
+
+
+def amend(path: Path, **values: Any) -> None:
+    """Write values into the card of a weights file, None to take one away; its tensors stay the same, bit for bit.
+
+    A kill leaves the old file or the new one. Raises CheckpointError when it cannot be read or written.
+    """
+    state, transform, card = load(path, links=False)
+    tensors = {MODEL + name: tensor for name, tensor in state.items()}
+    tensors |= {TRANSFORM + name: tensor for name, tensor in transform.items()}
+    amended = {**card, **values}
+    _write(path, tensors, {key: value for key, value in amended.items() if key not in values or value is not None})
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
     tensors, ties = untie(tensors)
     text = json.dumps({**card, "ties": ties}, allow_nan=False)
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")  # a name that no link can wait under

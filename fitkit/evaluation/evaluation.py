@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fitkit.evaluation.intervals import Estimate, bootstrap, wilson
+from fitkit.evaluation.calibration import ece
+from fitkit.evaluation.intervals import Estimate, bootstrap, finite, wilson
 from fitkit.evaluation.measures import Measure, can_rank, measures
 from fitkit.evaluation.outcomes import Outcomes
 from fitkit.parts.rankings import per_class, torchmetrics
@@ -87,8 +88,7 @@ class Evaluation(Mapping[str, float]):
             "quantiles": {f"{q:g}": value for q, value in self.residuals.quantiles.items()},
         }
         plain["notes"] = list(self.notes)
-        strict: dict[str, Any] = finite(plain)
-        return strict
+        return dict(finite(plain))
 
     def __str__(self) -> str:
         from fitkit.evaluation.words import in_words
@@ -101,15 +101,6 @@ class Evaluation(Mapping[str, float]):
         return in_html(self)
 
 
-def finite(value: Any) -> Any:
-    """Return plain data for strict JSON: None in place of NaN and infinities."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def evaluate(outcomes: Outcomes) -> Evaluation:
     """Return loss and metrics with their intervals, and the classes or residuals behind them.
 
@@ -118,6 +109,12 @@ def evaluate(outcomes: Outcomes) -> Evaluation:
     """
     found, notes = measures(outcomes)
     estimates = {measure.name: estimate(measure, len(outcomes)) for measure in found}
+    if outcomes.can_be_probabilities and "ece" not in estimates:
+        estimates["ece"] = ece(outcomes)
+        if outcomes.temperature != 1:
+            notes.append(
+                f"probabilities, and so ece, are those at the calibrated temperature {outcomes.temperature:.4g}"
+            )
     facts: dict[str, Any] = {}
     if outcomes.kind == "classes":
         confusion = confusion_matrix(outcomes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,19 @@ class Estimate:
     low: float
     high: float
     method: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {"value": self.value, "low": self.low, "high": self.high, "method": self.method}
+
+
+def finite(value: Any) -> Any:
+    """Return plain data in which NaN and infinities are None, for strict JSON."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def wilson(hits: float, count: float, z: float = Z) -> Estimate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,22 @@ from torch import Tensor, nn
 from fitkit.engine.batches import Batches, RowBatches
 from fitkit.engine.step import Metric, Objective, eval_mode
 from fitkit.errors import DataError
+
+MOST_LOGIT = 100.0  # of a probability: where torch's binary_cross_entropy bounds its logarithm
+
+
+def as_logits(outputs: Tensor, reads: str) -> Tensor:  # (...) -> (...) float64
+    """Return outputs as logits: those of probabilities, at most 100; log-probabilities are logits, too."""
+    outputs = outputs.double()
+    return outputs.logit().clamp(-MOST_LOGIT, MOST_LOGIT) if reads == "probabilities" else outputs
+
+
+def tempered(logits: Tensor, temperature: float | Tensor, dim: int = -1) -> Tensor:
+    """Return logits divided by a temperature (Guo et al. 2017), the largest of each sample moved to 0 before that.
+
+    The softmax is the same for it, and no temperature makes it overflow.
+    """
+    return (logits - logits.amax(dim, keepdim=True)) / temperature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +52,8 @@ class Outcomes:
     metrics: tuple[Metric, ...] = ()
     classes: tuple[str, ...] | None = None  # the names of the classes, where the data has any
     temperature: float = 1.0  # by which `fitkit calibrate` divides logits
+    held_out: bool = False  # the model is known not to have been trained on these samples
+    image: tuple[int, int, int] | None = None  # (channels, height, width) of samples that are flattened images
     batches: Batches | None = field(default=None, repr=False)  # where the samples can be read again
     card: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -77,13 +96,12 @@ class Outcomes:
         Logits are divided by a temperature first, the calibrated one unless another is given; probabilities are taken
         for the softmax or sigmoid of theirs.
         """
-        outputs = self.outputs.double()
-        if self.reads == "probabilities":
-            outputs = outputs.logit() if outputs.ndim == 1 else outputs.log()
-        outputs = outputs / (self.temperature if temperature is None else temperature)
-        if outputs.ndim == 1:
-            outputs = torch.stack((torch.zeros_like(outputs), outputs), 1)
-        return outputs.log_softmax(1)
+        return tempered(self.logits(), self.temperature if temperature is None else temperature).log_softmax(1)
+
+    def logits(self, start: int = 0, end: int | None = None) -> Tensor:  # (m, C) float64
+        """Return the logits of each class at the positions from `start` to `end`; one logit z gives 0 and z."""
+        logits = as_logits(self.outputs[start:end], self.reads)
+        return logits if logits.ndim == 2 else torch.stack((torch.zeros_like(logits), logits), 1)
 
     def probabilities(self, temperature: float | None = None) -> Tensor:  # (M, C) float64
         """Return the probability of each class."""
@@ -111,6 +129,8 @@ class Outcomes:
         for x, _ in self.batches.in_order():
             found |= {number: x[number - start].cpu() for number in wanted if start <= number < start + len(x)}
             start += len(x)
+        if found.keys() != wanted:
+            raise DataError(f"{self.part}: the data gave fewer samples when it was read again.")
         return [found[number] for number in chosen]
 
 
@@ -165,10 +185,17 @@ def _take(model: nn.Module, objective: Objective, x: Tensor, y: Tensor, start: i
 
 
 def merged(parts: Sequence[Outcomes], part: str) -> Outcomes:
-    """Return the outcomes of several parts as those of one, such as of all folds; rows in the order of the data."""
+    """Return the outcomes of several parts as those of one, such as of all folds; rows in the order of the data.
+
+    Where only some of their models are calibrated, the temperature is 1.
+    """
     order = torch.cat([one.rows for one in parts]).argsort(stable=True)
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
+    rows, batches = torch.cat([one.rows for one in parts])[order], parts[0].batches
+    if isinstance(batches, RowBatches):  # the same data for all of them, of which each has its own rows
+        batches = copy.copy(batches)
+        batches.rows = rows.to(batches.x.device)
     starts = [0]
     for one in parts:
         starts.append(starts[-1] + len(one))
@@ -180,8 +207,9 @@ def merged(parts: Sequence[Outcomes], part: str) -> Outcomes:
         outputs=torch.cat([one.outputs for one in parts])[positions],
         targets=torch.cat([one.targets for one in parts])[positions],
         samples=samples[positions],
-        rows=torch.cat([one.rows for one in parts])[order],
+        rows=rows,
+        temperature=parts[0].temperature if len({one.temperature for one in parts}) == 1 else 1.0,
         sums=torch.cat([one.sums for one in parts])[order],
         counts=torch.cat([one.counts for one in parts])[order],
-        batches=None,
+        batches=batches if isinstance(batches, RowBatches) else None,
     )

@@ -1,4 +1,4 @@
-"""An evaluation as text for a terminal and as HTML for a notebook."""
+"""An evaluation, a calibration or the worst examples as text for a terminal and as HTML for a notebook."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import math
 from collections.abc import Sequence
 
 from fitkit.errors import printable
+from fitkit.evaluation.calibration import Calibration
 from fitkit.evaluation.evaluation import Evaluation
+from fitkit.evaluation.worst import Worst
 
 MOST_SHOWN = 20  # classes whose confusion matrix is printed whole
 MOST_ROWS = 50  # classes that are printed, the largest
 WIDEST = 24  # letters of a class's name
+MOST_LETTERS = 60  # of a sample
+MOST_ERRORS = 10  # suspected label errors that are printed
+PICTURE = 48  # pixels a side in HTML, at least
 
 Tables = Sequence[tuple[str, list[list[str]]]]  # the title of each, and its rows, the header first
 
@@ -111,3 +116,95 @@ def aligned(table: Sequence[Sequence[str]]) -> list[str]:
         cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         lines.append("  ".join(["  " + row[0].ljust(widths[0]), *cells]).rstrip())
     return lines
+
+
+def calibration_in_words(found: Calibration) -> str:
+    """Return the temperature, the measures before and after, and the reliability, as lines of text."""
+    blocks = [[printable(title), *aligned(table)] for title, table in _calibration_tables(found)]
+    return "\n\n".join("\n".join(block) for block in [*blocks, [printable(note) for note in found.notes]] if block)
+
+
+def calibration_in_html(found: Calibration) -> str:
+    """Return the same as HTML tables."""
+    return html_of(_calibration_tables(found), found.notes)
+
+
+def _calibration_tables(found: Calibration) -> list[tuple[str, list[list[str]]]]:
+    t = found.temperature
+    title = f"temperature {number(t.value)}"
+    if t.value != 1:
+        title += f" (95 % interval {number(t.low)} to {number(t.high)}), fitted on {found.fitted_on}"
+        title += ": the model is too sure" if t.low > 1 else ": the model is not sure enough" if t.high < 1 else ""
+    if found.previous is not None:
+        title += f"; it was {number(found.previous)} before"
+    title += f"\n{found.part}: {found.samples:,} samples"
+    title += f", after by {found.folds}-fold cross-fit" if found.folds else ""
+    table = [["", "before", "95 % interval", "after", "95 % interval", "change", "95 % interval"]]
+    for name, before in found.before.items():
+        pairs = [f"{number(e.value)}|{number(e.low)} to {number(e.high)}" for e in (before, found.after[name])]
+        change = found.change.get(name)
+        pairs.append("none|" if change is None else f"{change.value:+.4f}|{change.low:+.4f} to {change.high:+.4f}")
+        table.append([name, *(part for pair in pairs for part in pair.split("|"))])
+    bins = [["", "n before", "confidence", "right", "n after", "confidence", "right"]]
+    for one, other in zip(found.reliability_before.bins, found.reliability_after.bins, strict=True):
+        if one.count or other.count:
+            cells = [[f"{b.count:,}", number(b.confidence), number(b.accuracy)] for b in (one, other)]
+            bins.append([f"{one.low:.2f} to {one.high:.2f}", *cells[0], *cells[1]])
+    return [(title, table), (f"reliability, {found.reliability_before}", bins)]
+
+
+def worst_in_words(found: Worst) -> str:
+    """Return the examples and the suspected label errors as lines of text."""
+    blocks = [[printable(title), *aligned(table)] for title, table in _worst_tables(found)]
+    return "\n\n".join("\n".join(block) for block in [*blocks, [printable(note) for note in found.notes]] if block)
+
+
+def worst_in_html(found: Worst) -> str:
+    """Return the same as HTML tables, images as images."""
+    (title, table), *more = _worst_tables(found, most=10 * MOST_LETTERS)
+    rows = ["".join(f"<th>{html.escape(cell)}</th>" for cell in table[0])]
+    for cells, example in zip(table[1:], found, strict=True):
+        shown = [html.escape(cell) for cell in cells]
+        if example.sample is not None and example.sample.pixels is not None:
+            width = max(PICTURE, example.sample.pixels.shape[2])
+            alternative = html.escape(f"sample of row {example.row}")
+            source = example.sample.data_uri()
+            shown[-1] = f'<img src="{source}" width="{width}" alt="{alternative}" style="image-rendering: pixelated">'
+        rows.append("".join(f"<td>{cell}</td>" for cell in shown))
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f"<p>{html.escape(title)}</p><table>{body}</table>" + html_of(more, found.notes)
+
+
+def _worst_tables(found: Worst, most: int = MOST_LETTERS) -> list[tuple[str, list[list[str]]]]:
+    lines = any(example.line is not None for example in found)
+    residuals = any(example.residual is not None for example in found)
+    head = ["row", *(["line"] if lines else []), "target", "prediction", "residual" if residuals else "confidence"]
+    table = [[*head, "loss", "sample"]]
+    for e in found:
+        figure = e.residual if residuals else e.confidence
+        cells = [str(e.row), *([str(e.line)] if lines else []), shown(e.target), shown(e.prediction)]
+        table.append(
+            [*cells, number(math.nan if figure is None else figure), number(e.loss), shown(e.sample or "", most)]
+        )
+    width = max(len(row[-1]) for row in table)
+    table = [[*row[:-1], row[-1].ljust(width)] for row in table]
+    by = "residual" if residuals else "loss"
+    tables = [(f"{found.part}: the {len(found)} of {found.samples:,} samples with the highest {by}", table)]
+    if found.label_errors:
+        errors = found.label_errors
+        table = [["row", *(["line"] if lines else []), "label", "suggested", "confidence", "in the label"]]
+        for error in errors[:MOST_ERRORS]:
+            cells = [str(error.row), *([str(error.line)] if lines else []), short(error.given), short(error.suggested)]
+            table.append([*cells, number(error.confidence), number(error.given_confidence)])
+        more = f", the first {MOST_ERRORS}" if len(errors) > MOST_ERRORS else ""
+        tables.append((f"{len(errors):,} suspected label error{'s'[: len(errors) != 1]}{more}", table))
+    return tables
+
+
+def shown(value: object, most: int = WIDEST) -> str:
+    """Return a target, a prediction or a sample as a cell of a table: one line, cut where it is long."""
+    text = number(value) if isinstance(value, float) else str(value)
+    if isinstance(value, list):
+        text = " ".join(number(item) if isinstance(item, float) else str(item) for item in value)
+    text = printable(text).replace("\n", "\\n")
+    return text if len(text) <= most else f"{text[: most - 1]}…"

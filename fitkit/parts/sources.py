@@ -45,7 +45,7 @@ def digits(*, layout: Literal["flat", "image", "rows"] = "flat") -> Data:
     """
     data = _bundled("digits")
     shape = {"flat": (64,), "image": (1, 8, 8), "rows": (8, 8)}[layout]
-    return replace(data, x=data.x.reshape(-1, *shape))
+    return replace(data, x=data.x.reshape(-1, *shape), image=(1, 8, 8) if layout == "flat" else None)
 
 
 @sources.register
