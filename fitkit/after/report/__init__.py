@@ -10,7 +10,7 @@ from typing import Any
 
 import fitkit
 from fitkit import files, run_folder
-from fitkit.after.report import classes, comparison, folds, record, sections, verdict
+from fitkit.after.report import classes, comparison, folds, probabilities, record, sections, verdict
 from fitkit.after.report.comparison import Runs, gather_runs
 from fitkit.after.report.figures import require_matplotlib
 from fitkit.after.report.folds import gather_folds
@@ -28,7 +28,9 @@ ONE: tuple[tuple[str, str, Callable[[Run], Html | None]], ...] = (
     ("evaluation", "Evaluation", sections.evaluation),
     ("classes", "Class by class", classes.by_class),
     ("confusions", "Confusions", classes.confusions),
+    ("calibration", "Calibration", probabilities.calibration),
     ("residuals", "Residuals", sections.residuals),
+    ("worst", "Worst examples", probabilities.examples),
     ("data", "Data", record.data),
     ("time", "Time", record.timing),
     ("reproduce", "Reproduce", record.reproduce),

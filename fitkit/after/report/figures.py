@@ -13,6 +13,8 @@ from xml.etree import ElementTree
 
 from fitkit.after.report.page import Html, short
 from fitkit.errors import SpecError
+from fitkit.evaluation.calibration import Reliability
+from fitkit.evaluation.intervals import wilson
 
 # Drawn in these, and shown in the colours of the page, which differ between light and dark.
 INK, MUTED, LINE, TRAIN, VAL, PAPER = "#010101", "#010102", "#010103", "#010104", "#010105", "#010106"
@@ -196,6 +198,24 @@ def cloud(key: str, targets: Sequence[float], predicted: Sequence[float], words:
         axes.set_xlabel("target")
         axes.set_ylabel("prediction")
         return drawn(figure, key, "Prediction over target", words)
+
+
+def reliability(key: str, found: Mapping[str, Reliability], words: str) -> Html:
+    """Draw the share of right predictions over their confidence; of two, the first is before a calibration."""
+    with canvas((4.2, 3.4)) as (figure, axes):
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+        for (name, one), colour in zip(found.items(), (TRAIN, VAL) if len(found) > 1 else (VAL,), strict=True):
+            filled = [b for b in one.bins if b.count]
+            most = max(b.count for b in filled)
+            x, y = [b.confidence for b in filled], [b.accuracy for b in filled]
+            ends = [wilson(b.accuracy * b.count, b.count) for b in filled]
+            reach = [[e.value - e.low for e in ends], [e.high - e.value for e in ends]]
+            axes.errorbar(x, y, yerr=reach, fmt="none", color=colour, elinewidth=1.1, alpha=0.55)
+            axes.scatter(x, y, s=[12 + 60 * b.count / most for b in filled], color=colour, linewidths=0, label=name)
+        axes.set(xlim=(-0.02, 1.03), ylim=(-0.02, 1.03), xlabel="confidence", ylabel="share that is right")
+        if len(found) > 1:
+            axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+        return drawn(figure, key, "Reliability diagram", words)
 
 
 def histogram(key: str, values: Sequence[float], words: str) -> Html:

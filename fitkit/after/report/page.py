@@ -13,7 +13,7 @@ from fitkit.errors import printable
 MARK = "<!doctype html>\n<!-- a report of fitkit -->\n"  # how a file begins that may be replaced
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # no script, and nothing from elsewhere
 STYLE = Path(__file__).with_name("report.css")
-EMPTY = ("meta", "br")  # elements that have no end
+EMPTY = ("meta", "br", "img")  # elements that have no end
 WIDEST = 300  # letters of a value in a table
 
 
