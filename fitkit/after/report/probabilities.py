@@ -104,8 +104,7 @@ def _gallery(found: tuple[Example, ...]) -> Html:
         picture = tag("img", src=example.sample.data_uri(), alt=words, width="96", height="96")
         caption = tag(
             "figcaption",
-            tag("b", prediction),
-            f" for {target}",
+            what,
             tag("small", f"row {example.row:,}{sure}, loss {brief(example.loss)}"),
         )
         cards.append(tag("figure", picture, caption))
