@@ -13,7 +13,7 @@ class Page(html.parser.HTMLParser):
         super().__init__(convert_charrefs=True)
         self.open, self.faults, self.ids, self.links, self.tables = [], [], [], [], []
         self.drawings, self.words, self.headings, self.styles, self.titles = [], [], [], [], {}
-        self.policy = ""
+        self.policy, self.images = "", []
         self.feed(text)
         self.close()
         if self.open:
@@ -45,6 +45,7 @@ class Page(html.parser.HTMLParser):
             if given.get("role") != "img":
                 self.faults.append("a drawing without a role")
             self.drawings.append(given.get("aria-labelledby", ""))
+        self.images += [given.get("alt")] if tag == "img" else []
         if tag == "img" and not (given.get("alt") and given.get("src", "").startswith("data:image/png;base64,")):
             self.faults.append(f"an image without words, or from elsewhere: {given}")
         if tag == "th" and "scope" not in given:

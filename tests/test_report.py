@@ -14,11 +14,14 @@ from sklearn import metrics as theirs
 
 import fitkit
 from fitkit import cli
+from fitkit.after.calibrate import calibrate_run
 from fitkit.after.report import figures
 from fitkit.after.report.page import brief, tag
 from fitkit.after.run_outcomes import read_outcomes
 from fitkit.evaluation import intervals
+from fitkit.evaluation.calibration import ece
 from fitkit.evaluation.evaluation import evaluate
+from fitkit.evaluation.worst import worst
 
 SPECS = Path(__file__).parent.parent / "specs"
 HOSTILE = [
@@ -346,3 +349,22 @@ def test_an_element_escapes_what_it_is_given():
 )
 def test_a_number_has_about_four_digits(value, text):
     assert brief(value) == text and brief(float("nan")) == "-"
+
+
+def test_the_reliability_diagram_and_the_worst_examples_are_those_of_the_evaluation(digits):
+    page, found = page_of(digits), read_outcomes(digits, command="a test")
+    error = ece(found)
+    assert f"(ECE) is {brief(error.value)}, 95 % interval {brief(error.low)} to {brief(error.high)}" in page.text
+    expected = worst(found, 12)
+    assert page.images == [f"Row {e.row}: target {e.target}, prediction {e.prediction}" for e in expected]
+    calibrate_run(digits)
+    page = page_of(digits)
+    assert page.faults == [] and f"without it the ECE is {brief(error.value)}" in page.text
+
+
+def test_the_worst_rows_of_a_table_are_shown_with_their_cells(runs, monkeypatch):
+    monkeypatch.chdir(SPECS.parent)
+    page, found = page_of(runs("csv_tabular")), worst(read_outcomes(runs("csv_tabular"), command="a test"), 12)
+    rows = page.table("row")
+    assert [int(row[0]) for row in rows] == [example.row for example in found]
+    assert all("bill_length_mm" in row[-1] for row in rows)

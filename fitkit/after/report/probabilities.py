@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fitkit.after.report import figures
@@ -9,11 +11,12 @@ from fitkit.after.report.gather import Run
 from fitkit.after.report.page import Child, Html, brief, figure, join, note, paragraph, short, table, tag
 from fitkit.evaluation.calibration import BINS, Reliability, ece, reliability
 from fitkit.evaluation.samples import Sample, show_cell
-from fitkit.evaluation.worst import Example, worst
+from fitkit.evaluation.worst import Example, LabelError, worst
 
 EXAMPLES = 12  # that are shown
 MOST_ERRORS = 20  # suspected label errors that are listed
 MOST_CELLS = 12  # columns of a row
+MOST_PIXELS = 128  # a side of an image; of a larger one every second, third, … row and column is shown
 TEXT = 400  # letters of a text
 
 
@@ -63,28 +66,25 @@ def examples(run: Run) -> Html | None:
     said = (
         f"The {len(found)} of {found.samples:,} samples with the largest {what}. Rows are numbered in the data, from 0."
     )
-    kinds = {example.sample.kind for example in found}
-    shown = (
-        _gallery(found.examples)
-        if kinds == {"image"}
-        else _listing(found.examples, "residual" if what == "residual" else "")
-    )
+    images = [example.sample for example in found if example.sample is not None and example.sample.kind == "image"]
+    shown = _gallery(found.examples, images) if images else _listing(found.examples)
     notes = [note(f"Note: {text.removesuffix('.')}.") for text in found.notes]
-    errors = None
-    if found.label_errors:
-        rows = []
-        for error in found.label_errors[:MOST_ERRORS]:
-            names = short(error.given, 40), short(error.suggested, 40)
-            rows.append([f"{error.row:,}", *names, brief(error.confidence), brief(error.given_confidence)])
-        head = ["row", "label", "rather", "confidence", "in the label"]
-        more = len(found.label_errors) - len(rows)
-        errors = join(
-            tag("h3", "Labels that may be wrong"),
-            paragraph("The model is as sure of another class as it usually is where that is the label."),
-            table(head, rows, "Labels that may be wrong"),
-            note(f"{more:,} more: fitkit worst RUN --label-errors FILE.csv lists all of them.") if more else None,
-        )
+    errors = _label_errors(found.label_errors) if found.label_errors else None
     return join(paragraph(said), shown, notes, errors)
+
+
+def _label_errors(found: Sequence[LabelError]) -> Html:
+    rows = []
+    for error in found[:MOST_ERRORS]:
+        names = short(error.given, 40), short(error.suggested, 40)
+        rows.append([f"{error.row:,}", *names, brief(error.confidence), brief(error.given_confidence)])
+    more = len(found) - len(rows)
+    return join(
+        tag("h3", "Labels that may be wrong"),
+        paragraph("The model is as sure of another class as it usually is where that is the label."),
+        table(["row", "label", "rather", "confidence", "in the label"], rows, "Labels that may be wrong"),
+        note(f"{more:,} more: fitkit worst RUN --label-errors FILE.csv lists all of them.") if more else None,
+    )
 
 
 def _value(value: Any) -> str:
@@ -93,51 +93,42 @@ def _value(value: Any) -> str:
     return brief(value) if isinstance(value, float) else short(str(value), 80)
 
 
-def _gallery(found: tuple[Example, ...]) -> Html:
+def _gallery(found: Sequence[Example], images: Sequence[Sample]) -> Html:
     """Return images side by side, each with what is said of it."""
     cards = []
-    for example in found:
+    for example, image in zip(found, images, strict=True):
         target, prediction = _value(example.target), _value(example.prediction)
-        words = f"Row {example.row}: target {target}, prediction {prediction}"
-        what = [target, ", right"] if prediction == target else [tag("b", prediction), f" instead of {target}"]
+        said = [target, ", right"] if prediction == target else [tag("b", prediction), f" instead of {target}"]
         sure = "" if example.confidence is None else f", confidence {brief(example.confidence)}"
-        picture = tag("img", src=example.sample.data_uri(), alt=words, width="96", height="96")
-        caption = tag(
-            "figcaption",
-            what,
-            tag("small", f"row {example.row:,}{sure}, loss {brief(example.loss)}"),
-        )
-        cards.append(tag("figure", picture, caption))
+        words = f"Row {example.row}: target {target}, prediction {prediction}"
+        small = tag("small", f"row {example.row:,}{sure}, loss {brief(example.loss)}")
+        cards.append(tag("figure", _picture(image, words), tag("figcaption", said, small)))
     return tag("div", cards, class_="gallery")
 
 
-def _listing(found: tuple[Example, ...], residual: str) -> Html:
-    rows: list[list[Child]] = []
-    for example in found:
-        number = (
-            brief(example.residual or 0.0)
-            if residual
-            else "-"
-            if example.confidence is None
-            else brief(example.confidence)
-        )
-        rows.append(
-            [
-                f"{example.row:,}",
-                _value(example.target),
-                _value(example.prediction),
-                number,
-                brief(example.loss),
-                _sample(example.sample),
-            ]
-        )
-    head = ["row", "target", "prediction", residual or "confidence", "loss", "sample"]
-    return table(head, rows, "Worst examples", class_="samples")
+def _picture(image: Sample, words: str) -> Html:
+    assert image.pixels is not None
+    step = -(-max(image.pixels.shape[1:]) // MOST_PIXELS)
+    smaller = replace(image, pixels=image.pixels[:, ::step, ::step])
+    return tag("img", src=smaller.data_uri(), alt=words, width="128", height="128")
 
 
-def _sample(sample: Sample) -> Child:
-    if sample.kind == "image":
-        return tag("img", src=sample.data_uri(), alt="the sample", width="64", height="64")
+def _listing(found: Sequence[Example]) -> Html:
+    """Return a row a sample; columns that none of them fills are left out."""
+    columns: dict[str, list[Child]] = {
+        "row": [f"{example.row:,}" for example in found],
+        "target": [_value(example.target) for example in found],
+        "prediction": [_value(example.prediction) for example in found],
+        "confidence": [None if e.confidence is None else brief(e.confidence) for e in found],
+        "residual": [None if e.residual is None else brief(e.residual) for e in found],
+        "loss": [brief(example.loss) for example in found],
+        "sample": [None if e.sample is None else _sample(e.sample) for e in found],
+    }
+    columns = {name: cells for name, cells in columns.items() if any(cells)}
+    return table(list(columns), zip(*columns.values(), strict=True), "Worst examples", class_="samples")
+
+
+def _sample(sample: Sample) -> str:
     if sample.row is not None:
         cells = list(sample.row.items())
         words = ", ".join(f"{short(name, 30)} {short(show_cell(value), 30)}" for name, value in cells[:MOST_CELLS])
