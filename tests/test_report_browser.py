@@ -52,9 +52,10 @@ def browser():
 def pages(tmp_path_factory):
     """Return the report on a classifier, one on a regression, and one that compares two runs, by name."""
     folder = tmp_path_factory.mktemp("pages")
-    for name in ("digits", "diabetes"):
-        fitkit.fit(SPECS / f"{name}.yaml", out=folder / name, overrides={"fit.epochs": 9, "fit.compile": False})
-    both = fitkit.report([folder / "digits", folder / "diabetes"], folder / "comparison.html")
+    for name, seed in (("digits", 0), ("diabetes", 0), ("digits", 1)):
+        overrides = {"fit.epochs": 9, "fit.compile": False, "seed": seed}
+        fitkit.fit(SPECS / f"{name}.yaml", out=folder / (f"{name}-{seed}" if seed else name), overrides=overrides)
+    both = fitkit.report([folder / "digits", folder / "digits-1"], folder / "comparison.html")
     return {name: fitkit.report(folder / name) for name in ("digits", "diabetes")} | {"comparison": both}
 
 

@@ -76,8 +76,10 @@ def _ahead(runs: Runs) -> str:
     """Say which run is ahead, for those that cannot be tested against each other."""
     found = [run.evaluation for run in runs.each if run.evaluation is not None]
     column = main_measure(found[0]) if found else ""
-    if len(found) < len(runs.each) or not all(column in one for one in found):
+    if len(found) < len(runs.each):
         return "Not every run could be evaluated, so this shows what they wrote while training."
+    if not all(column in one for one in found):
+        return "The runs have no measure in common."
     lowest = direction(column) == "min"
     ranked = sorted(zip([one[column] for one in found], names(runs.each), strict=True), reverse=not lowest)
     return f"{ranked[0][1]} has the {'lowest' if lowest else 'highest'} {measure(column)}, {brief(ranked[0][0])}."
