@@ -121,8 +121,9 @@ def test_a_curve_runs_through_the_values_of_the_history():
 
 def test_the_trend_is_the_running_median():
     noisy = [5.0, 4.0, 9.0, 3.0, 2.5, 2.0, 0.1, 1.5, 1.4, 1.3]
-    assert figures.trend(noisy) == ([5.0, 5.0, 4.0, 3.0, 2.5, 2.0, 1.5, 1.4, 1.4, 1.3], 3)
-    assert figures.trend([float(i) for i in range(100)])[1] == 11
+    assert figures.trend(noisy) == [5.0, 5.0, 4.0, 3.0, 2.5, 2.0, 1.5, 1.4, 1.4, 1.3]
+    for width, kept in ((5, 0), (6, 6)):  # of 100 values the median is taken over 11
+        assert sum(figures.trend([0.0] * 50 + [1.0] * width + [0.0] * (50 - width))) == kept
 
 
 def test_figures_take_the_colours_of_the_page_and_leave_matplotlib_as_it_was(runs):
@@ -204,6 +205,7 @@ def test_the_report_begins_with_the_diagnosis(digits):
     said = fitkit.diagnose(digits)
     page = page_of(digits)
     assert said.verdict[1:] in page.text and page.headings[:2] == ["digits", "Diagnosis"]
+    assert all(text in page.text for text in said.cannot_tell) and said.cannot_tell
     columns = json.loads((digits / "history.json").read_text())
     columns["columns"] = {name: [*values[:1], *values] * 4 for name, values in columns["columns"].items()}
     columns["columns"]["val_loss"] = [0.5, 0.3, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4]

@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 
 from fitkit.after.report.gather import Run
-from fitkit.after.report.page import Child, Html, brief, join, note, paragraph, scrolling, short, table, tag
+from fitkit.after.report.page import Child, Html, brief, join, named, note, paragraph, scrolling, table, tag
 from fitkit.evaluation.evaluation import ClassRow
 
 MOST_MATRIX = 20  # classes whose confusion matrix is shown whole
 MOST_ROWS = 50  # classes in a table, and pairs of them
-NAME = 32  # letters of a class's name
 
 
 def by_class(run: Run) -> Html | None:
@@ -32,7 +31,7 @@ def by_class(run: Run) -> Html | None:
 
 def _row(row: ClassRow, ranked: bool) -> list[Child]:
     areas = [brief(row.auroc), brief(row.average_precision)] if ranked else []
-    return [short(row.name, NAME), brief(row.precision), brief(row.recall), _bar(row.f1), *areas, f"{row.support:,}"]
+    return [named(row.name), brief(row.precision), brief(row.recall), _bar(row.f1), *areas, f"{row.support:,}"]
 
 
 def _bar(share: float) -> Html:
@@ -48,7 +47,7 @@ def confusions(run: Run) -> Html | None:
     if run.evaluation.confusion is None:
         return note("There are too many classes for a confusion matrix.")
     counts = run.evaluation.confusion
-    names = [short(row.name, NAME) for row in run.evaluation.classes]
+    names = [named(row.name) for row in run.evaluation.classes]
     wrong = counts.clone().fill_diagonal_(0)
     total, missed = int(counts.sum()), int(wrong.sum())
     count = min(MOST_ROWS, int((wrong > 0).sum()))

@@ -39,6 +39,7 @@ SETTINGS = {
 }
 SIZE = (4.2, 2.55)  # inches of 72 units: text of 8.8 units stays readable where a phone shows 330 pixels
 MOST_POINTS = 2000  # of a cloud
+FEWEST = 8  # epochs that have a trend
 SVG, LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
 REFERENCE = re.compile(r"url\(#([^)]+)\)")
 DIGITS = re.compile(r"-?\d+\.\d{3,}")
@@ -107,8 +108,8 @@ def _attributes(given: Mapping[str, str], key: str, used: set[str]) -> Iterator[
             yield name, DIGITS.sub(lambda found: f"{float(found[0]):.2f}", value)
 
 
-def trend(values: Sequence[float]) -> tuple[list[float], int]:
-    """Return a running median and over how many values it is taken; over fewer towards the two ends.
+def trend(values: Sequence[float]) -> list[float]:
+    """Return the running median over a tenth of the values, at least three; over fewer towards the two ends.
 
     A median follows a steep fall that goes on, as in the first epochs, where a mean would lag behind it.
     """
@@ -117,7 +118,7 @@ def trend(values: Sequence[float]) -> tuple[list[float], int]:
     for i in range(len(values)):
         reach = min(half, i, len(values) - 1 - i)
         smooth.append(statistics.median(values[i - reach : i + reach + 1]))
-    return smooth, 2 * half + 1
+    return smooth
 
 
 def wide_range(values: Sequence[float]) -> bool:
@@ -134,12 +135,12 @@ def curves(
             if not points:
                 continue
             colour, (epochs, values) = (VAL if part == "validation" else TRAIN), zip(*points, strict=True)
-            many = len(points) >= 8
+            many = len(points) >= FEWEST
             marker = "o" if len(points) <= 40 else ""
             faint = {"alpha": 0.45, "linewidth": 0.9, "markersize": 2} if many else {"linewidth": 1.8, "markersize": 3}
             axes.plot(epochs, values, color=colour, marker=marker, label=None if many else part, **faint)
             if many:
-                axes.plot(epochs, trend(values)[0], color=colour, linewidth=1.9, label=part)
+                axes.plot(epochs, trend(values), color=colour, linewidth=1.9, label=part)
             if best in epochs:
                 at = values[epochs.index(best)]
                 axes.plot([best], [at], "o", color=colour, markersize=6, markeredgecolor=PAPER, markeredgewidth=1.2)

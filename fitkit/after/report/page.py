@@ -81,6 +81,11 @@ def short(value: str, most: int = WIDEST) -> str:
     return value if len(value) <= most else f"{value[: most - 1]}…"
 
 
+def named(value: str, most: int = 32) -> str:
+    """Return a name that data gave as a table shows it: short, and in quotes where it would be overlooked."""
+    return short(value, most) if value and value == value.strip() else short(f'"{value}"', most)
+
+
 def brief(value: float) -> str:
     """Return a number in about four digits, "-" for one that is not there."""
     size = abs(value)

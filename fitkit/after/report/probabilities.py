@@ -8,7 +8,7 @@ from typing import Any
 
 from fitkit.after.report import figures
 from fitkit.after.report.gather import Run
-from fitkit.after.report.page import Child, Html, brief, figure, join, note, paragraph, short, table, tag
+from fitkit.after.report.page import Child, Html, brief, figure, join, named, note, paragraph, short, table, tag
 from fitkit.evaluation.calibration import BINS, Reliability, ece, reliability
 from fitkit.evaluation.samples import Sample, show_cell
 from fitkit.evaluation.worst import Example, LabelError, worst
@@ -76,7 +76,7 @@ def examples(run: Run) -> Html | None:
 def _label_errors(found: Sequence[LabelError]) -> Html:
     rows = []
     for error in found[:MOST_ERRORS]:
-        names = short(error.given, 40), short(error.suggested, 40)
+        names = named(error.given), named(error.suggested)
         rows.append([f"{error.row:,}", *names, brief(error.confidence), brief(error.given_confidence)])
     more = len(found) - len(rows)
     return join(
@@ -90,7 +90,7 @@ def _label_errors(found: Sequence[LabelError]) -> Html:
 def _value(value: Any) -> str:
     if isinstance(value, list):
         return short(", ".join(map(_value, value[:20])), 80)
-    return brief(value) if isinstance(value, float) else short(str(value), 80)
+    return brief(value) if isinstance(value, float) else named(str(value), 80)
 
 
 def _gallery(found: Sequence[Example], images: Sequence[Sample]) -> Html:

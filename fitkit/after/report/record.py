@@ -8,7 +8,7 @@ from typing import Any
 
 from fitkit.after.report import figures
 from fitkit.after.report.gather import Run
-from fitkit.after.report.page import Html, code, facts, figure, join, note, paragraph, short, table, tag
+from fitkit.after.report.page import Html, code, facts, figure, join, named, note, paragraph, short, table, tag
 from fitkit.after.report.sections import part_name, seconds, thinned
 from fitkit.after.words import flow
 
@@ -35,7 +35,7 @@ def data(run: Run) -> Html:
     shown = sorted(names, key=lambda name: -total[name])[:MOST_CLASSES] if len(names) > MOST_CLASSES else names
     for name in shown:
         each = (counts.get(part, {}) for part in check["parts"])
-        rows.append([f"of class {short(name, 40)}", *(f"{int(numbers.get(name, 0)):,}" for numbers in each)])
+        rows.append([f"of class {named(name)}", *(f"{int(numbers.get(name, 0)):,}" for numbers in each)])
     cut = note(f"The {len(shown)} most frequent of {len(names):,} classes.") if len(shown) < len(names) else None
     return join(where, table(head, rows, "Samples of each split"), cut, _findings(check))
 

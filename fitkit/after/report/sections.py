@@ -151,13 +151,15 @@ def training(run: Run) -> Html:
         values = [value for _, value in rates]
         words = f"{values[0]:.3g} in the first epoch, at most {max(values):.3g}, {values[-1]:.3g} in the last."
         found.append(figure(figures.line("rate", "Learning rate by epoch", rates, words), "learning rate", words))
-    windows = [figures.trend([0.0] * len(run.history))[1]] if len(run.history) >= 8 else []
-    smooth = "".join(
-        f" Strong lines are the trend, a running median of {k} epochs; faint ones the epochs." for k in windows
-    )
+    smooth = ""
+    if len(run.history) >= figures.FEWEST:
+        smooth = (
+            " Strong lines are the trend, a running median over a tenth of the epochs, at least three; faint ones, "
+        )
+        smooth += "single epochs."
     mark = f"The dashed line marks epoch {best}, the best one." if best else "No epoch was chosen as the best one."
-    ended = paragraph(f"Why it ended: {short(run.history.stopped, 400)}.") if run.history.stopped else None
-    return join(paragraph(f"{mark}{smooth}"), ended, tag("div", found, class_="grid"))
+    ended = f" The fit ended: {short(run.history.stopped, 400)}." if run.history.stopped else ""
+    return join(paragraph(f"{mark}{smooth}{ended}"), tag("div", found, class_="grid"))
 
 
 def _told(part: str, points: Sequence[tuple[int, float]], best: int | None) -> str:

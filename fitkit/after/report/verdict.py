@@ -21,16 +21,13 @@ def line(run: Run) -> Html | None:
     if not len(run.history):
         return None
     found = diagnosis(run)
-    mark = "healthy" if found.healthy else found.findings[0].severity
+    grave = found.findings[0].severity if found.findings else "info"
+    mark = "healthy" if found.verdict.startswith("looks healthy") else grave
     return tag("p", tag("span", mark, class_=f"badge {mark}"), " ", _sentence(found.verdict))
 
 
-def _sentence(said: str) -> str:
-    return short(said[:1].upper() + said[1:], 600)
-
-
-def findings(run: Run) -> Html:
-    """Return what was found, with its numbers, what to do about it, and a command to try."""
+def findings(run: Run) -> Html | None:
+    """Return what was found, with its numbers, what to do about it, and a command to try; None where nothing was."""
     found = diagnosis(run)
     items = []
     for finding in found.findings:
@@ -39,7 +36,8 @@ def findings(run: Run) -> Html:
         tried = code(f"fitkit fit SPEC {patch}", "command") if patch else None
         items.append([head, paragraph(short(finding.text, 1000)), paragraph(short(finding.advice, 1000)), tried])
     untold = [note(f"Cannot tell {short(text, 600)}") for text in found.cannot_tell]
-    healthy = (
-        None if items else paragraph("Nothing stands out: no sign of overfitting, underfitting or an unsteady fit.")
-    )
-    return join(healthy, items, untold)
+    return join(items or paragraph("Nothing was found."), untold) if items or untold else None
+
+
+def _sentence(said: str) -> str:
+    return short(said[:1].upper() + said[1:], 600)
