@@ -17,7 +17,9 @@ from fitkit.engine.devices import can_compile
 from fitkit.engine.private import has_bf16
 from fitkit.spec.options import FitOptions
 
-SMALL_WORK = 2e7  # floating-point operations a step: about a millisecond
+# Floating-point operations a step, some two milliseconds: a second thread gained at most a fifth (specs/digits.yaml:
+# 0.4 s against 0.5), and six to a hundred times as long it took where another program used the second core.
+SMALL_WORK = 5e7
 CALLS_WORK = 2e8  # beyond, calls of small operations are a small part of a step
 BF16_WORK = 1e9  # from here on convolutions in bf16 gained on one thread: 1.2 to 2.4 times, in 9 of 10 nets
 # What a first compilation takes and what each step saves, for a network and for each of its layers, as
