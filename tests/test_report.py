@@ -370,3 +370,20 @@ def test_the_worst_rows_of_a_table_are_shown_with_their_cells(runs, monkeypatch)
     rows = page.table("row")
     assert [int(row[0]) for row in rows] == [example.row for example in found]
     assert all("bill_length_mm" in row[-1] for row in rows)
+
+
+def test_odd_values_in_a_run_folder_do_not_take_the_page_down(digits):
+    odd = {"started": 5, "command": ["<script>", {"a": 1}], "changes": 7, "data_val": {"<i>": None}, "<b>": "\u202e"}
+    (digits / "env.json").write_text(json.dumps(odd))
+    (digits / "summary.json").write_text(json.dumps({"status": "finished", "steps": "<x>", "stopped": []}))
+    history = json.loads((digits / "history.json").read_text())
+    for start in ("", "val_"):
+        history["columns"][f"{start}<script>&$x^2$"] = history["columns"].pop(f"{start}accuracy")
+    history |= {"directions": {}, "stopped": "</p><script>", "spec": {"fit": 7, "optimizer": "</b>"}}
+    (digits / "history.json").write_text(json.dumps(history))
+    with pytest.warns(UserWarning, match="could not be made"):
+        path = fitkit.report(digits)
+    page = Page(path.read_text("utf-8"))
+    assert page.faults == [] and "<script" not in path.read_text("utf-8")
+    assert "<script>&$x^2$" in page.text and "This part could not be made" in page.text
+    assert {"Training", "Evaluation", "Confusions", "Data", "Spec"} <= set(page.headings)
