@@ -126,11 +126,14 @@ def test_the_trend_is_the_running_median():
         assert sum(figures.trend([0.0] * 50 + [1.0] * width + [0.0] * (50 - width))) == kept
 
 
-def test_figures_take_the_colours_of_the_page_and_leave_matplotlib_as_it_was(runs):
+def test_figures_take_the_colours_of_the_page_and_leave_matplotlib_as_it_was(runs, monkeypatch):
+    monkeypatch.setitem(matplotlib.rcParams, "font.size", 17.0)
+    monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "path")
     before = {**matplotlib.rcParams.copy(), "backend": None}  # which is looked for when it is read
     text = fitkit.report(runs("diabetes")).read_text("utf-8")
     assert {**matplotlib.rcParams.copy(), "backend": None} == before
     drawings = "".join(re.findall(r"<svg.*?</svg>", text, re.S))
+    assert "font-size: 8.8px" in drawings and "17" not in re.findall(r"font-size: ([0-9]+)", drawings)
     assert "var(--accent)" in drawings and "var(--ink)" in drawings
     assert not re.search(r"#[0-9a-fA-F]{6}", drawings), "a colour that no theme changes"
     assert "<style" not in drawings and "date" not in drawings.lower()

@@ -27,7 +27,6 @@ SETTINGS = {
         "path.simplify": False,
         "svg.fonttype": "none",
         "svg.hashsalt": "fitkit",
-        "text.parse_math": False,
         "font.size": 8.8,
     },
     **{"text.color": INK, "axes.labelcolor": MUTED, "axes.edgecolor": LINE, "axes.linewidth": 0.8},
