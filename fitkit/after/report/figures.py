@@ -23,12 +23,7 @@ THEME = {INK: "--ink", MUTED: "--muted", LINE: "--line", TRAIN: "--train", VAL: 
 THEME |= {colour: f"--run-{number}" for number, colour in enumerate(RUNS, 1)}
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  # and dashes where there are more runs than colours
 SETTINGS = {
-    **{
-        "path.simplify": False,
-        "svg.fonttype": "none",
-        "svg.hashsalt": "fitkit",
-        "font.size": 8.8,
-    },
+    **{"path.simplify": False, "svg.fonttype": "none", "svg.hashsalt": "fitkit", "font.size": 8.8},
     **{"text.color": INK, "axes.labelcolor": MUTED, "axes.edgecolor": LINE, "axes.linewidth": 0.8},
     **{"xtick.color": MUTED, "ytick.color": MUTED, "xtick.major.size": 0, "ytick.major.size": 0},
     **{"xtick.minor.size": 0, "ytick.minor.size": 0, "axes.spines.top": False, "axes.spines.right": False},
