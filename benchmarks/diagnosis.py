@@ -108,7 +108,8 @@ def section(seeds: Sequence[int]) -> tuple[str, bool]:
         "",
         f"Ill and healthy runs, each with seeds {seeds[0]} to {seeds[-1]} for data, split, weights and order. The "
         "rules were written on seeds 0 to 9 of the kinds in `diagnosis_cases.py` and on 150 drawn settings; those in "
-        "`diagnosis_unseen.py` were written down after the rules, and nothing was changed for what they showed. An "
+        "`diagnosis_unseen.py` were written down after the rules, and nothing was changed for what they showed. The "
+        "rules for short runs and for schedules were revised once since, for runs that are not among these. An "
         "ill run is detected where one of the findings named beside it is a warning or an error; any warning or error "
         "on a healthy run is a "
         'false alarm. Hints ("info": the best epoch is the last, the loss stands still, epochs that cannot be told '
