@@ -239,7 +239,10 @@ def test_label_errors_of_the_training_part_are_no_evidence(runs, capsys):
 
 def test_label_errors_are_listed_to_csv_and_nothing_is_overwritten(runs, tmp_path, capsys):
     errors, out = tmp_path / "errors.csv", tmp_path / "worst.csv"
-    run = ["worst", str(digits(runs)), "--label-errors", str(errors), "--out", str(out), "--json"]
+    known = {"splits": {"stratified": {"val": 0.5}}, "model": {"mlp": [32]}, "optimizer": {"AdamW": 3e-3}}
+    fit = {"epochs": 10, "device": "cpu", "compile": False}
+    folder = runs("digits-known", data="digits", **known, fit=fit)
+    run = ["worst", str(folder), "--label-errors", str(errors), "--out", str(out), "--json"]
     assert main(run) == 0
     found = json.loads(capsys.readouterr().out)["label_errors"]
     written = rows_of(errors)
