@@ -23,10 +23,8 @@ def weighted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "iris"
     loss = {"cross_entropy": {"class_weight": [1.0, 5.0, 0.5]}}
     splits = {"stratified": {"val": 0.3, "test": 0.3}}
-    fitkit.fit(
-        {"data": "iris", "splits": splits, "model": {"mlp": [8]}, "loss": loss, "fit": {"epochs": 5, **QUICK}},
-        out=folder,
-    )
+    spec = {"data": "iris", "splits": splits, "model": {"mlp": [8]}, "loss": loss, "optimizer": {"AdamW": 1e-2}}
+    fitkit.fit({**spec, "fit": {"epochs": 30, **QUICK}}, out=folder)
     assert main(["calibrate", str(folder), "--force"]) == 0
     return folder
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from fitkit.errors import printable
 from fitkit.evaluation.calibration import Calibration
 from fitkit.evaluation.evaluation import Evaluation
+from fitkit.evaluation.intervals import Estimate
 from fitkit.evaluation.worst import Worst
 
 MOST_SHOWN = 20  # classes whose confusion matrix is printed whole
@@ -31,6 +32,11 @@ def number(value: float) -> str:
 def span(low: float, high: float) -> str:
     """Return an interval as a table shows it."""
     return "not known" if math.isnan(low) or math.isnan(high) else f"{number(low)} to {number(high)}"
+
+
+def signed(change: Estimate) -> str:
+    """Return the interval of a change as a table shows it."""
+    return "not known" if math.isnan(change.low) else f"{change.low:+.4f} to {change.high:+.4f}"
 
 
 def in_words(evaluation: Evaluation) -> str:
@@ -146,11 +152,11 @@ def _decision(found: Calibration) -> str:
             return f"{nothing}; it was saved as it was forced."
         return f"{nothing}, so it was not saved; --force (in Python force=True) saves it.{stays}"
     said = f"It was saved: held-out samples of {found.fitted_on} get a lower negative log-likelihood by it"
-    said += f" ({change.value:+.4f}, {change.low:+.4f} to {change.high:+.4f}). "
+    said += f" ({change.value:+.4f}, {signed(change)}). "
     if t.low <= 1 <= t.high:
         said += "The temperature's interval holds 1, so more samples may show a smaller gain, or none. "
     if found.part != found.fitted_on and nll.value >= 0:
-        said += f"Samples of {found.part} do not ({nll.value:+.4f}, {nll.low:+.4f} to {nll.high:+.4f}); "
+        said += f"Samples of {found.part} do not ({nll.value:+.4f}, {signed(nll)}); "
         said += f"{found.part} decides nothing, or it were no test any more."
     return said.rstrip()
 
@@ -162,7 +168,7 @@ def _calibration_tables(found: Calibration) -> list[tuple[str, list[list[str]]]]
         title += f" (95 % interval {span(t.low, t.high)}), fitted on {found.fitted_on}"
         if found.saved:
             title += ": the model is too sure" if t.low > 1 else ": the model is not sure enough" if t.high < 1 else ""
-    if found.previous is not None:
+    if found.saved and found.previous is not None:
         title += f"; it was {number(found.previous)} before"
     title += f"\n{found.part}: {found.samples:,} samples"
     title += f", after by {found.folds}-fold cross-fit" if found.folds else ""
@@ -170,7 +176,7 @@ def _calibration_tables(found: Calibration) -> list[tuple[str, list[list[str]]]]
     for name, before in found.before.items():
         pairs = [f"{number(e.value)}|{span(e.low, e.high)}" for e in (before, found.after[name])]
         change = found.change.get(name)
-        pairs.append("none|" if change is None else f"{change.value:+.4f}|{change.low:+.4f} to {change.high:+.4f}")
+        pairs.append("none|" if change is None else f"{change.value:+.4f}|{signed(change)}")
         table.append([name, *(part for pair in pairs for part in pair.split("|"))])
     bins = [["", "n before", "confidence", "right", "n after", "confidence", "right"]]
     for one, other in zip(found.reliability_before.bins, found.reliability_after.bins, strict=True):
