@@ -152,7 +152,7 @@ class CrossValidation:
 
     def _said(self) -> str:
         folds = f"{self.k} folds" + (f" × {self.repeats} repeats" if self.repeats > 1 else "")
-        return f"{folds} in {self.seconds:.1f} s; 95 %: Student's t over {len(self)} folds, each at its best epoch"
+        return f"{folds} in {self.seconds:.1f} s; 95 %: Student's t over {len(self)} folds, each at its best val epoch"
 
     def __repr__(self) -> str:
         column = next((name for name in self.columns[::-1] if name.startswith("val_")), self.columns[-1])
