@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fitkit.after.lr_find import lr_find as lr_find
     from fitkit.after.plan import Plan as Plan
     from fitkit.after.plan import plan as plan
+    from fitkit.after.report import report as report
     from fitkit.builder import build as build
     from fitkit.builder import load_spec as load_spec
     from fitkit.cross_validation import CrossValidation as CrossValidation
@@ -55,6 +56,7 @@ _WHERE = {
     "load_spec": "fitkit.builder",
     "lr_find": "fitkit.after.lr_find",
     "plan": "fitkit.after.plan",
+    "report": "fitkit.after.report",
 }
 
 __all__ = [
@@ -83,6 +85,7 @@ __all__ = [
     "lr_find",
     "plan",
     "register",
+    "report",
 ]
 
 

@@ -28,6 +28,7 @@ from fitkit.commands import (
     lr_find,
     plan,
     predict,
+    report,
     schema,
     verify_resume,
     worst,
@@ -36,7 +37,7 @@ from fitkit.errors import FitkitError, printable
 
 COMMANDS = (
     *(init, check, plan, lr_find, fit, verify_resume),
-    *(evaluate, calibrate, worst, diagnose, compare, predict),
+    *(evaluate, calibrate, worst, diagnose, compare, report, predict),
     *(list, explain, schema, cache),
 )
 EPILOG = "A spec is a YAML file: see `fitkit init DATA` for a first one, and `fitkit list` for what it may say."

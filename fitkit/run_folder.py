@@ -72,6 +72,16 @@ def read_resolved(folder: Path) -> str:
     return _text(folder / RESOLVED, MOST_BYTES)
 
 
+def read_given(folder: Path) -> str | None:
+    """Return the spec of a run as it was written; None where the folder does not hold it."""
+    return _text(folder / SPEC, MOST_BYTES) if (folder / SPEC).exists() else None
+
+
+def read_rows(folder: Path) -> str:
+    """Return the rows that a run wrote so far, as CSV; `CheckpointError` when they cannot be read."""
+    return _text(folder / HISTORY_CSV, MOST_HISTORY_BYTES)
+
+
 def read_environment(folder: Path) -> dict[str, Any]:
     """Return what a run ran on, as `environment` noted it; `CheckpointError` when the file is missing or damaged."""
     found = files.read_json(folder / ENV)

@@ -1,7 +1,9 @@
 """Some of the runs of benchmarks/diagnosis.py, with a seed on which no rule was written."""
 
 import pytest
+import torch
 
+import fitkit
 from benchmarks.diagnosis import alarms, diagnosed, is_right
 from benchmarks.diagnosis_cases import HEALTHY, PATHOLOGIES
 
@@ -35,3 +37,10 @@ def test_there_are_at_least_twenty_kinds_of_each_and_each_is_named_once():
     assert len(PATHOLOGIES) >= 20 and len(HEALTHY) >= 20
     assert len(CASES) == len(PATHOLOGIES) + len(HEALTHY)
     assert all(case.names for case in PATHOLOGIES) and not any(case.names for case in HEALTHY)
+
+
+def test_a_class_that_no_row_has_does_not_end_a_weighted_fit():
+    x, y = torch.randn(40, 4), torch.arange(40) % 2
+    spec = {"loss": {"cross_entropy": {"class_weight": [0.3, 1.7, 2.9]}}, "fit": {"epochs": 1}}
+    history = fitkit.Model(torch.nn.Linear(4, 3).double()).fit(spec, data=(x.double(), y))
+    assert 0 < history.baseline["val_loss"] < 0.7 and history.baseline["val_accuracy"] == 0.5

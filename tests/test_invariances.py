@@ -64,7 +64,7 @@ def spec_for(kind, **fit):
         "loss": LOSSES[kind],
         "optimizer": {"SGD": {"lr": 0.2, "momentum": 0.9, "weight_decay": 0.01}},
         "metrics": METRICS.get(kind, []),
-        "fit": {"epochs": 2, "device": "cpu", "precision": "fp32", **fit},
+        "fit": {"epochs": 2, "device": "cpu", "precision": "fp32", "check_data": False, **fit},
     }
 
 

@@ -18,6 +18,7 @@ def test_the_public_names_are_these():
         "lr_find",
         "plan",
         "register",
+        "report",
     }
     for name in fitkit.__all__:
         assert getattr(fitkit, name).__doc__, name

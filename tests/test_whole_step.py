@@ -241,7 +241,7 @@ def test_a_resumed_run_remembers_that_its_steps_are_no_graphs(tmp_path, monkeypa
             if killed and trainer.epoch == 2:
                 raise Killed
 
-        spec = {"fit": {"epochs": 3, "batch_size": 13, "device": "cpu"}}
+        spec = {"fit": {"epochs": 3, "batch_size": 13, "device": "cpu", "check_data": False}}
         callbacks, data = [fitkit.LambdaCallback(on_evaluate_begin=kill)], {"train": (X, Y), "val": (X, Y)}
         wanted = fitkit.load_spec(spec)
         return run(wanted, model=Counted(), data=data, out=folder, resume=resume, callbacks=callbacks, every_steps=3)[1]

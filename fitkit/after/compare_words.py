@@ -12,7 +12,7 @@ from fitkit.after.compare import ComparedRun, Comparison
 from fitkit.changes import NOTHING
 from fitkit.errors import listing, printable
 from fitkit.evaluation.contrast import Contrast
-from fitkit.evaluation.words import Tables, html_of, number, short, text_of
+from fitkit.evaluation.words import Tables, html_of, number, short, span, text_of
 
 MOST_VALUE = 40  # letters of a value in the table of differences
 MOST_LAYERS = 4  # that are named of a model
@@ -123,7 +123,7 @@ def _headline_table(comparison: Comparison) -> list[list[str]]:
     table = [["", name, "95 % interval", "difference", "95 % interval", "p", "p (Holm)", "test", ""]]
     for run, found in zip(comparison.runs, [None, *contrasts], strict=True):
         own = run.estimates[name]
-        row = [_name(run), number(own.value), f"{number(own.low)} to {number(own.high)}"]
+        row = [_name(run), number(own.value), span(own.low, own.high)]
         if found is None:
             table.append([*row, *[""] * 6])
             continue
@@ -214,7 +214,7 @@ def _points(share: float) -> str:
 def _ends(found: Contrast) -> str:
     if found.share:
         return f"{_points(found.low)} to {_points(found.high)} points"
-    return f"{number(found.low)} to {number(found.high)}"
+    return span(found.low, found.high)
 
 
 def _rows(found: Contrast, rows: str) -> str:

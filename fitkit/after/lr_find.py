@@ -222,7 +222,9 @@ class _Sweep(Callback):
 
     def on_step_end(self, trainer: Any) -> None:
         """Note the loss of the step, unless fp16 skipped it; end the fit with the last one."""
-        loss, trainer.sums = trainer.sums.mean_loss(), Sums(trainer.objective.metrics, trainer.device)
+        counted = float(trainer.sums.count) or not self.loss  # a step of ignored targets alone has no loss of its own
+        loss = trainer.sums.mean_loss() if counted else self.loss[-1]
+        trainer.sums = Sums(trainer.objective.metrics, trainer.device)
         self.attempts += 1
         self.bar.update()
         if trainer.step > len(self.lr) or not math.isfinite(loss):

@@ -54,7 +54,8 @@ def read_outcomes(folder: Path, part: str = "val", root: Path | None = None, *, 
     outcomes = take_outcomes(trainer.model, trainer.objective, batches, facts, part=part, card=known)
     outcomes = dataclasses.replace(outcomes, held_out=part != "train")
     if (data := prepared.data) is not None:
-        first = int(outcomes.rows.min()) if data.split is not None else 0  # rows of x_val count from 0
+        own = prepared.spec.splits is not None and prepared.spec.splits.name == "given" and data.split is not None
+        first = int((data.split or {}).get(part, [0])[0]) if own else 0  # rows of x_val count from 0
         outcomes = dataclasses.replace(outcomes, image=data.image, rows=outcomes.rows - first)
     if part == "test":
         _note_look(folder, command)

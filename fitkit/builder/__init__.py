@@ -187,7 +187,10 @@ def finish(begun: Outline, out: Path | None, callbacks: Sequence[Callback] = ())
     trainer.history.spec = trainer.spec.resolved()
     trainer.history.samples = sample_counts(prepared)
     trainer.history.classes = class_count(prepared, contract)
-    trainer.history.baseline = constant_baseline(prepared, contract, objective)
+    like = torch.empty((), device=device, dtype=_float_dtype(model))
+    like = like if like.dtype is torch.float64 else like.float()
+    weights = bound.spec.loss.get("class_weight") if bound.spec.loss else None
+    trainer.history.baseline = constant_baseline(prepared, contract, weights, objective.val_loss, like)
     return trainer
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,9 @@ from torch import Tensor
 from fitkit.builder.data import Prepared
 from fitkit.builder.objective import Contract
 from fitkit.engine.batches import RowBatches
-from fitkit.engine.step import Loss, Objective
+from fitkit.engine.step import Loss
+
+Placed = Callable[[Tensor, Tensor], tuple[float, float]]  # outputs, targets -> sum and count of the loss
 
 MOST_ROWS = 1_000_000  # of values that are looked at, evenly spaced
 MEDIAN = ("l1_loss", "smooth_l1_loss", "huber_loss")  # the others are least at the mean
@@ -34,23 +36,34 @@ def class_count(prepared: Prepared, contract: Contract) -> int | None:
     )
 
 
-def constant_baseline(prepared: Prepared, contract: Contract, objective: Objective) -> dict[str, float]:
+def constant_baseline(
+    prepared: Prepared, contract: Contract, weights: Sequence[float] | None, loss: Loss, like: Tensor
+) -> dict[str, float]:
     """Return what one constant prediction, the best for the training targets, reaches in columns of the history.
 
-    That are `loss` and `val_loss`, by the loss of evaluation, and for classes `accuracy` and `val_accuracy` of the
+    That are `loss` and `val_loss`, by the `loss` of evaluation, and for classes `accuracy` and `val_accuracy` of the
     class that most training rows have. Empty where the targets are not at hand (a Dataset, a sequence of tokens), are
-    several a sample, or the outputs are scores.
+    several a sample, the outputs are scores, or the loss is the user's own. `weights` are the loss's, one a class, and
+    outputs are made in the dtype and on the device of `like`.
     """
     parts = {name: _targets(prepared, name) for name in ("train", "val")}
     train, output = parts["train"], contract.loss.entry.facts["output"]
     if train is None or not len(train) or output == "scores":
         return {}
+    if not contract.loss.entry.factory.__module__.startswith("fitkit."):
+        return {}
+
+    def placed(outputs: Tensor, targets: Tensor) -> tuple[float, float]:
+        total, count = loss(
+            outputs.to(like), targets.to(like.device, like.dtype if targets.is_floating_point() else None)
+        )
+        return float(total), float(count)
+
     kept = {name: y for name, y in parts.items() if y is not None and len(y)}
     if contract.kind == "values":
-        return _of_values(kept, output, contract.loss.name in MEDIAN, objective.val_loss)
-    return _of_classes(
-        kept, class_count(prepared, contract) or 2, output, contract.kind == "binary", objective.val_loss
-    )
+        return _of_values(kept, output, contract.loss.name in MEDIAN, placed)
+    classes = max(class_count(prepared, contract) or 2, len(weights or ()))
+    return _of_classes(kept, classes, output, contract.kind == "binary", placed)
 
 
 def _targets(prepared: Prepared, part: str) -> Tensor | None:
@@ -62,7 +75,7 @@ def _targets(prepared: Prepared, part: str) -> Tensor | None:
     return y if y.ndim == 1 else y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else None
 
 
-def _of_values(parts: Mapping[str, Tensor], output: str, median: bool, loss: Loss) -> dict[str, float]:
+def _of_values(parts: Mapping[str, Tensor], output: str, median: bool, loss: Placed) -> dict[str, float]:
     train = parts["train"].float()
     constant = train.median() if median else train.mean()
     constant = constant.log() if output == "log_rates" else constant
@@ -71,7 +84,7 @@ def _of_values(parts: Mapping[str, Tensor], output: str, median: bool, loss: Los
     return {_column(part, "loss"): _mean(loss, constant.expand(len(y)), y.float()) for part, y in parts.items()}
 
 
-def _of_classes(parts: Mapping[str, Tensor], classes: int, output: str, binary: bool, loss: Loss) -> dict[str, float]:
+def _of_classes(parts: Mapping[str, Tensor], classes: int, output: str, binary: bool, loss: Placed) -> dict[str, float]:
     if classes < 2 or min(int(y.min()) for y in parts.values()) < 0:  # a negative class is one to be ignored
         return {}
     counts = {part: y.long().bincount(minlength=classes).float() for part, y in parts.items()}
@@ -88,23 +101,22 @@ def _of_classes(parts: Mapping[str, Tensor], classes: int, output: str, binary: 
     return found
 
 
-def _each(loss: Loss, shares: Tensor, output: str, binary: bool) -> list[tuple[float, float]]:
+def _each(loss: Placed, shares: Tensor, output: str, binary: bool) -> list[tuple[float, float]]:
     """Return sum and count of the loss of one sample of each class, when these shares (C,) are predicted."""
     shares = shares.clamp(1e-6, 1 - 1e-6)
     found = []
     for number in range(len(shares)):
         if binary:
             one = shares[1:] if output == "probabilities" else shares[1:].logit()
-            total, count = loss(one, torch.tensor([float(number)]))
+            found.append(loss(one, torch.tensor([float(number)])))
         else:
-            total, count = loss(shares.log()[None], torch.tensor([number]))
-        found.append((float(total), float(count)))
+            found.append(loss(shares.log()[None], torch.tensor([number])))
     return found
 
 
-def _mean(loss: Loss, output: Tensor, target: Tensor) -> float:
+def _mean(loss: Placed, output: Tensor, target: Tensor) -> float:
     total, count = loss(output, target)
-    return float(total) / float(count)
+    return total / count
 
 
 def _column(part: str, name: str) -> str:

@@ -80,7 +80,8 @@ def find_ends(part: Part) -> Ends:
     low: Tensor | None = None
     high: Tensor | None = None
     for start in range(0, len(part), step := max(1, CHUNK // max(1, part.x[0].numel()))):
-        x = part.take(slice(start, start + step)).flatten(1)
+        x = part.take(slice(start, start + step))
+        x = x.reshape(len(x), -1)
         least, most = x.amin(0), x.amax(0)
         low = least if low is None else torch.minimum(low, least)
         high = most if high is None else torch.maximum(high, most)

@@ -59,7 +59,8 @@ class _Space:
 
     def __init__(self, train: Part, width: int, per_column: bool) -> None:
         self.train = train
-        sample = train.take(spread_out(torch.arange(len(train)), 4096)).flatten(1).float()
+        sample = train.take(spread_out(torch.arange(len(train)), 4096))
+        sample = sample.reshape(len(sample), -1).float()
         self.mean = sample.mean(0)
         self.factor = torch.ones_like(self.mean)
         if per_column:
@@ -79,7 +80,7 @@ class _Space:
 
     def full(self, part: Part, positions: Tensor) -> Tensor:  # -> (n, D)
         """Return samples at their places."""
-        return (part.take(positions).flatten(1).float() - self.mean) * self.factor
+        return (part.take(positions).reshape(len(positions), -1).float() - self.mean) * self.factor
 
     def short(self, part: Part, positions: Tensor) -> Tensor:  # -> (n, width)
         """Return samples at their places, projected."""

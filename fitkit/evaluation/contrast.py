@@ -112,7 +112,8 @@ def _shares(first: Measure, second: Measure, rows: Overlap) -> Contrast:
         p, method = _share_p(hits, counts, rho), "Newcombe, two samples"
     spread = (high - low) / (2 * Z)
     needed = _needed(difference, spread, min(counts))
-    return Contrast(second.name, difference, low, high, p, method, True, needed, same, share=True)
+    better = second.higher_is_better
+    return Contrast(second.name, difference, low, high, p, method, better, needed, same, share=True)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

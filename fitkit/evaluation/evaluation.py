@@ -158,7 +158,7 @@ def _classes(outcomes: Outcomes, confusion: Tensor | None) -> tuple[ClassRow, ..
     areas = [[math.nan] * count] * 2
     if outcomes.can_be_probabilities and count <= MOST_CLASSES and can_rank():
         functions = (torchmetrics().binary_auroc, torchmetrics().binary_average_precision)
-        areas = [per_class(function, outcomes.probabilities(1.0), outcomes.targets) for function in functions]
+        areas = [per_class(function, outcomes.log_odds, outcomes.targets) for function in functions]
     rows = []
     for k, name in enumerate(outcomes.class_names):
         both = support[k] + predicted[k]

@@ -68,10 +68,13 @@ def bootstrap(value: float, count: int, measure: Callable[[Tensor], list[float]]
     """Return a measure with its percentile bootstrap interval (Efron 1979): the samples are drawn again with return.
 
     `measure` takes weights (b, N), how often each sample counts, and returns b values. Resamples in which the measure
-    has no value, such as of a class that none of them has, are left out. The same samples give the same interval.
+    has no value, such as of a class that none of them has, are left out. The same samples give the same interval. It is
+    not known, NaN, where no resample differs: of samples without a mistake the bootstrap cannot draw one.
     """
     values = [v for weights in resampled(count) for v in measure(weights) if math.isfinite(v)]
     if len(values) < FEWER // 2 or not math.isfinite(value):
+        return Estimate(value, math.nan, math.nan, "bootstrap")
+    if count > 1 and min(values) == max(values):
         return Estimate(value, math.nan, math.nan, "bootstrap")
     low, high = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
     return Estimate(value, low.item(), high.item(), "bootstrap")
@@ -84,7 +87,8 @@ def ranked(scores: Tensor, positive: Tensor, weights: Tensor, *, precision: bool
     weights leave one class alone.
     """
     order = scores.argsort(descending=True)
-    ends = torch.cat((scores[order].diff() != 0, torch.ones(1, dtype=torch.bool)))  # where a group of equal ones ends
+    ordered = scores[order]  # not their differences: infinity less itself is no 0
+    ends = torch.cat((ordered[1:] != ordered[:-1], torch.ones(1, dtype=torch.bool)))  # where a group of equal ones ends
     weights, positive = weights[:, order], positive[order]
     hits = (weights * positive).cumsum(1)[:, ends]
     false = (weights * ~positive).cumsum(1)[:, ends]

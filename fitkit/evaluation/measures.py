@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -39,7 +40,8 @@ def measures(outcomes: Outcomes) -> tuple[list[Measure], list[str]]:
     found = [_loss(outcomes)]
     notes: list[str] = []
     own = {metric.name: metric for metric in outcomes.metrics}
-    for name in dict.fromkeys((*own, *MEASURED[outcomes.kind])):
+    usual = MEASURED[outcomes.kind] if outcomes.reads != "logits" or outcomes.kind == "classes" else ()  # of labels
+    for name in dict.fromkeys((*own, *usual)):
         if name == "loss":
             continue
         if name in RANKED and name not in own and not can_rank():
@@ -79,7 +81,7 @@ def _measure(metric: Metric, outcomes: Outcomes) -> Measure:
         def drawn(weights: Tensor) -> list[float]:
             weights = weights[:, outcomes.samples]
             if metric.name in RANKED:
-                return _ranked(metric.name, outcomes, weights)
+                return _ranked(metric, outcomes, weights)
             return _finished(metric, rows, weights)
 
         return Measure(metric.name, metric.finish(rows, outcomes.positions), metric.higher_is_better, drawn)
@@ -105,10 +107,16 @@ def _finished(metric: Metric, rows: Tensor, weights: Tensor) -> list[float]:
     return [metric.finish(again, len(again)) for again in drawn]
 
 
-def _ranked(name: str, outcomes: Outcomes, weights: Tensor) -> list[float]:
+def _ranked(metric: Metric, outcomes: Outcomes, weights: Tensor) -> list[float]:
     """Return AUROC or average precision for weights of the positions (b, M): of class 1, or the mean over classes."""
-    scores = outcomes.log_probabilities(1.0)
-    numbers = [1] if scores.shape[1] == 2 else [k for k, n in enumerate(outcomes.targets.bincount().tolist()) if n]
-    each = [ranked(scores[:, k], outcomes.targets == k, weights, precision=RANKED[name]) for k in numbers]
-    values: list[float] = torch.stack(each).nanmean(0).tolist()
+    scores, targets = outcomes.log_odds, outcomes.targets
+    numbers = [1] if scores.shape[1] == 2 else [k for k, n in enumerate(targets.bincount().tolist()) if n]
+    each = torch.stack([ranked(scores[:, k], targets == k, weights, precision=RANKED[metric.name]) for k in numbers])
+    if isinstance(metric.finish, functools.partial) and metric.finish.keywords.get("average") == "weighted":
+        counts = torch.stack([(weights * (targets == k)).sum(1) for k in numbers])
+        counts = counts.where(~each.isnan(), 0)
+        means = (each.nan_to_num() * counts).sum(0) / counts.sum(0)
+    else:
+        means = each.nanmean(0)
+    values: list[float] = means.tolist()
     return values

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fitkit.engine.batches import Batches, RowBatches
 from fitkit.engine.step import Metric, Objective, eval_mode
 from fitkit.errors import DataError
+from fitkit.parts.rankings import log_odds
 
 MOST_LOGIT = 100.0  # of a probability: where torch's binary_cross_entropy bounds its logarithm
 
@@ -102,6 +103,14 @@ class Outcomes:
         """Return the logits of each class at the positions from `start` to `end`; one logit z gives 0 and z."""
         logits = as_logits(self.outputs[start:end], self.reads)
         return logits if logits.ndim == 2 else torch.stack((torch.zeros_like(logits), logits), 1)
+
+    @property
+    def log_odds(self) -> Tensor:  # (M, C) float64
+        """The logarithm of p / (1 - p) of each class, before calibration: what samples are ranked by."""
+        outputs = self.outputs if self.outputs.ndim > 1 else self.outputs[:, None]
+        if self.reads == "probabilities":
+            outputs = outputs.double().logit() if self.outputs.ndim == 1 else outputs.double().log()
+        return log_odds(outputs)
 
     def probabilities(self, temperature: float | None = None) -> Tensor:  # (M, C) float64
         """Return the probability of each class."""

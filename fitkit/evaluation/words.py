@@ -28,6 +28,11 @@ def number(value: float) -> str:
     return f"{value:.4f}" if 1e-3 <= abs(value) < 1e3 or value == 0 else f"{value:.4g}"
 
 
+def span(low: float, high: float) -> str:
+    """Return an interval as a table shows it."""
+    return "not known" if math.isnan(low) or math.isnan(high) else f"{number(low)} to {number(high)}"
+
+
 def in_words(evaluation: Evaluation) -> str:
     """Return measures with their intervals, the classes and confusions, or the residuals, as lines of text."""
     return text_of(_tables(evaluation), evaluation.notes)
@@ -62,7 +67,7 @@ def _tables(evaluation: Evaluation) -> Tables:
         title += f", {evaluation.positions:,} targets"
     measures = [["", "", "95 % interval", ""]]
     for name, e in evaluation.estimates.items():
-        measures.append([name, number(e.value), f"{number(e.low)} to {number(e.high)}", e.method])
+        measures.append([name, number(e.value), span(e.low, e.high), e.method])
     tables = [(title, measures)]
     if evaluation.classes is not None:
         tables.append(("by class", _class_table(evaluation)))
@@ -133,7 +138,7 @@ def _calibration_tables(found: Calibration) -> list[tuple[str, list[list[str]]]]
     t = found.temperature
     title = f"temperature {number(t.value)}"
     if t.value != 1:
-        title += f" (95 % interval {number(t.low)} to {number(t.high)}), fitted on {found.fitted_on}"
+        title += f" (95 % interval {span(t.low, t.high)}), fitted on {found.fitted_on}"
         title += ": the model is too sure" if t.low > 1 else ": the model is not sure enough" if t.high < 1 else ""
     if found.previous is not None:
         title += f"; it was {number(found.previous)} before"
@@ -141,7 +146,7 @@ def _calibration_tables(found: Calibration) -> list[tuple[str, list[list[str]]]]
     title += f", after by {found.folds}-fold cross-fit" if found.folds else ""
     table = [["", "before", "95 % interval", "after", "95 % interval", "change", "95 % interval"]]
     for name, before in found.before.items():
-        pairs = [f"{number(e.value)}|{number(e.low)} to {number(e.high)}" for e in (before, found.after[name])]
+        pairs = [f"{number(e.value)}|{span(e.low, e.high)}" for e in (before, found.after[name])]
         change = found.change.get(name)
         pairs.append("none|" if change is None else f"{change.value:+.4f}|{change.low:+.4f} to {change.high:+.4f}")
         table.append([name, *(part for pair in pairs for part in pair.split("|"))])

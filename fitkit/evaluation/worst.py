@@ -117,7 +117,7 @@ def worst(outcomes: Outcomes, count: int = 20) -> Worst:
     if count < 1:
         raise DataError(f"{count} examples: ask for at least one.")
     losses = outcomes.sums / outcomes.counts
-    residuals = _residuals(outcomes) if outcomes.kind == "values" else None
+    residuals = _residuals(outcomes) if outcomes.kind == "values" and outcomes.reads != "logits" else None
     ranks = losses if residuals is None else residuals
     ranks = torch.where(outcomes.counts > 0, ranks.nan_to_num(math.inf, math.inf, -math.inf), -math.inf)
     order = ranks.argsort(descending=True, stable=True)[:count].tolist()
