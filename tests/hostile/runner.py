@@ -183,6 +183,7 @@ def prepare(work: Path) -> None:
     secret = "".join(f"{i},{CANARY},{'ab'[i % 2]}\n" for i in range(40))
     (outside / "secret.csv").write_text(f"size,{CANARY},kind\n" + secret)
     (outside / "base.yaml").write_text(f"{CANARY}: 1\n" + SPEC)
+    (outside / "resolved.yaml").write_text(f"{CANARY}: 1\n" + SPEC)
     (outside / "keep.txt").write_text("keep me safe")
     for kind in ("table", "arrays"):
         box = work / f"benign-{kind}"
