@@ -196,12 +196,14 @@ def _inside(angle: float, degrees: int) -> float:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values) if all(map(math.isfinite, values)) else math.nan
+    if not all(map(math.isfinite, values)):
+        return math.nan
+    return math.fsum(value / len(values) for value in values)  # divided first: the sum may be beyond any float
 
 
 def _std(values: Sequence[float]) -> float:
     mean = _mean(values)
-    return math.nan if math.isnan(mean) else math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    return math.nan if math.isnan(mean) else math.hypot(*(v - mean for v in values)) / math.sqrt(len(values) - 1)
 
 
 def _csv(columns: Mapping[str, Sequence[Any]]) -> str:

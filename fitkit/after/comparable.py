@@ -92,10 +92,13 @@ def read_run(folder: Path, root: Path | None, split: str) -> Kept:
     parts = [name.removeprefix("data_") for name in PARTS if name in environment]
     if parts and split not in parts:
         raise SpecError(f"{folder}: this run has no {split} split, only {listing(parts)}.")
+    tree = reader.read_text(run_folder.read_resolved(folder)).plain()
+    if not all(isinstance(tree.get(key), dict) for key in ("loss", "metrics")) or len(tree["loss"]) != 1:
+        raise CheckpointError(f"{folder / run_folder.RESOLVED}: is damaged: a resolved spec names loss and metrics.")
     model = load(folder)
     return Kept(
         folder=folder,
-        tree=reader.read_text(run_folder.read_resolved(folder)).plain(),
+        tree=tree,
         environment=environment,
         summary=summary,
         card=model.card,

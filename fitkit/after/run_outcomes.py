@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 import warnings
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from fitkit.evaluation.outcomes import Outcomes, merged, take_outcomes
 from fitkit.model import Model, features, load
 from fitkit.parts import array_file, csv_table
 from fitkit.session import fingerprint
+from fitkit.spec.component import Component
 from fitkit.spec.options import FitOptions
 from fitkit.spec.spec import Spec
 
@@ -91,12 +93,35 @@ def _all_folds(folder: Path, folds: list[Path], part: str, root: Path | None, co
         raise SpecError(f"{folder}: all folds together have val alone: for {part} name one, such as {folds[0]}.")
     if run_folder.status(folder) != "finished":
         raise SpecError(f"{folder}: this cross-validation is not finished: go on with it by --resume.")
-    splits = read_spec(folds[0], root).splits
-    if splits is not None and (splits.get("repeats") or 1) > 1:
+    splits = _same_folds(folder, folds, root)
+    if "repeats" in splits.entry.facts["folds"] and splits.get("repeats") > 1:
         raise SpecError(
             f"{folder}: its rows are repeated, so they are not independent: name a fold, such as {folds[0]}."
         )
     return merged([read_outcomes(fold, "val", root, command=command) for fold in folds], f"val of {len(folds)} folds")
+
+
+def _same_folds(folder: Path, folds: list[Path], root: Path | None) -> Component:
+    """Return the splits of a cross-validation; CheckpointError unless its folders are all its folds, each once."""
+    first: list[Any] = []
+    count = len(folds)
+    for number, fold in enumerate(folds, 1):
+        spec = read_spec(fold, root)
+        splits = spec.splits
+        if splits is None or "folds" not in splits.entry.facts or splits.get("fold") != number:
+            raise CheckpointError(f"{fold}: this is not fold {number} of a cross-validation.")
+        asked = spec.resolved()
+        [arguments] = asked["splits"].values()
+        del arguments["fold"]
+        same = [asked[key] for key in ("seed", "data", "splits", "loss")]
+        first = first or same
+        if same != first:
+            raise CheckpointError(f"{fold}: this is a fold of another cross-validation than {folds[0]}.")
+        count = math.prod(splits.get(name) for name in splits.entry.facts["folds"])
+    if len(folds) != count:
+        raise CheckpointError(f"{folder}: holds {len(folds)} of the {count} folds of its cross-validation.")
+    assert splits is not None  # there is one fold, or nobody asks
+    return splits
 
 
 def looks(folder: Path) -> list[dict[str, str]]:
