@@ -30,6 +30,7 @@ def calibrate_run(
     """
     if bins < 1:
         raise SpecError(f"--bins {bins}: take at least one.")
+    run_folder.refuse_links(folder)
     run_folder.refuse_folds(folder)
     if (status := run_folder.status(folder)) != "finished" and (folder / run_folder.RESOLVED).exists():
         raise SpecError(f"{folder}: this run is {status}, not finished. Go on with it first: fit … --resume.")

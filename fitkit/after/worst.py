@@ -20,6 +20,7 @@ from fitkit.parts import csv_table
 def worst_of_run(folder: Path, part: str = "val", root: Path | None = None, *, count: int = 20) -> Worst:
     """Return the worst examples of one of a run's splits; a look at the test split goes into its ledger."""
     check_count(count)
+    run_folder.refuse_links(folder)
     spec = read_spec((run_folder.fold_folders(folder) or [folder])[0], root)
     found = worst(read_outcomes(folder, part, root, command=f"worst --split {part}"), count)
     if spec.data is None or spec.data.name != "csv":

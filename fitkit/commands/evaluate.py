@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = run_folder(arguments.run_folder, folds=not arguments.data)
     run_codes(arguments)
     with importing():
-        from fitkit.after.run_outcomes import file_outcomes, read_outcomes, say_looks
+        from fitkit.after.run_outcomes import file_outcomes, read_outcomes, say_looks, say_unfinished
         from fitkit.evaluation.evaluation import evaluate
 
     if arguments.data:
@@ -36,6 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         part, root = arguments.split or "val", Path(arguments.root) if arguments.root else None
         outcomes = read_outcomes(folder, part, root, command=f"evaluate --split {part}")
+    if unfinished := say_unfinished(folder):
+        print(unfinished, file=sys.stderr)
     found = evaluate(outcomes)
     print(json.dumps(found.to_json()) if arguments.json else found)
     if outcomes.part == "test":

@@ -194,7 +194,7 @@ def _conflict(samples: Samples, twins: Twins, chance: float) -> Finding | None:
     if not len(members):
         return None
     total, groups = len(y), int(differ.sum())
-    pairs = [_contradiction(samples, twins, int(group)) for group in differ.nonzero().flatten()[:MOST_NAMED]]
+    pairs = [_contradiction(samples, twins, mine, int(group)) for group in differ.nonzero().flatten()[:MOST_NAMED]]
     by_chance = groups <= ENOUGH * chance * total * (total - 1) / 2
     rows = {}
     for number, part in enumerate(parts):
@@ -210,11 +210,14 @@ def _conflict(samples: Samples, twins: Twins, chance: float) -> Finding | None:
     )
 
 
-def _contradiction(samples: Samples, twins: Twins, group: int) -> str:
-    """Name two rows of a group whose targets differ."""
+def _contradiction(samples: Samples, twins: Twins, targets: Tensor, group: int) -> str:
+    """Name two rows of a group whose targets (M, …) differ: the first, and the first or else the farthest other."""
     parts = list(samples.parts.values())
+    places = (twins.group == group).nonzero().flatten()
+    away = (targets[places] - targets[places[:1]]).abs().amax(1)
+    chosen = torch.cat([places[:1], places[away > 0][:1], places[away.argmax()][None]])  # a group may be all the data
     said: list[str] = []
-    for place in (twins.group == group).nonzero().flatten().tolist():
+    for place in chosen.tolist():
         part, position = parts[int(twins.part[place])], twins.position[place : place + 1]
         target = part.targets(position)[0]
         word = f"{float(target.flatten()[0]):.4g}"
