@@ -134,7 +134,8 @@ def test_rows_of_a_table_are_shown_as_the_file_has_them_with_its_lines(runs, tmp
         assert example.sample.row == {"size": float(size), "colour": colour} and example.target == kind
         assert (row["size"], row["colour"], row["row"]) == (size, colour, str(example.row))
         assert row["target"] == ("'=cat" if kind == "=cat" else "dog")  # no formula in a spreadsheet
-    assert main(["worst", "run", "pets.csv", "--count", "40", "--json"]) == 0
+    with pytest.warns(UserWarning, match="is the file that this run was trained on"):
+        assert main(["worst", "run", "pets.csv", "--count", "40", "--json"]) == 0
     everything = json.loads(capsys.readouterr().out)["examples"]
     assert sorted(e["line"] for e in everything) == [*range(2, 5), *range(6, 43)]
     assert {e["sample"]["row"]["size"] for e in everything} == {i / 10 for i in range(40)}
