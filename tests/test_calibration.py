@@ -254,7 +254,7 @@ def test_a_fit_drops_the_temperature_of_the_one_before():
     model = fitkit.Model(torch.nn.Linear(4, 2))
     with pytest.raises(FitkitError, match="has not been fitted"):
         model.calibrate((x, y))
-    model.fit({"fit": {"epochs": 3}}, data=(x[:40], y[:40]))
+    model.fit({"optimizer": {"AdamW": 0.1}, "fit": {"epochs": 20}}, data=(x[:40], y[:40]))
     raw = model.predict_proba(x)
     found = model.calibrate((x[40:], y[40:]), force=True)
     assert model.card["temperature"] == found.temperature.value and found.previous is None
