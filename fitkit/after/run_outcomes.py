@@ -158,7 +158,7 @@ def say_unfinished(folder: Path) -> str:
     return f"{folder}: this run is {status}, not finished: these are its best weights so far."
 
 
-def file_outcomes(folder: Path, data: Path) -> Outcomes:
+def file_outcomes(folder: Path, data: Path, *, command: str = "evaluate") -> Outcomes:
     """Return a run's outcomes on all rows of a file: a CSV with the target, or an .npz or .safetensors with x and y.
 
     The file that the run was trained on is said to be that, and its test rows count as looked at.
@@ -173,7 +173,7 @@ def file_outcomes(folder: Path, data: Path) -> Outcomes:
         warnings.warn(f"{data}: is the file that this run was trained on; {others}", stacklevel=2)
         if "data_test" in run_folder.read_environment(folder):
             run_folder.refuse_links(folder)
-            _note_look(folder, "evaluate DATA")
+            _note_look(folder, f"{command} DATA")
     return outcomes
 
 
