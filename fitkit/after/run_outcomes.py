@@ -79,7 +79,8 @@ def _refuse_other_data(folder: Path, parts: Mapping[str, Batches]) -> None:
     if not (folder / run_folder.ENV).exists():
         return
     then = run_folder.read_environment(folder)
-    changed = [name for name, now in fingerprint(parts).items() if then.get(name, now) != now]
+    known = {name: value for name, value in then.items() if isinstance(value, str)}
+    changed = [name for name, now in fingerprint(parts).items() if known.get(name, now) != now]
     if changed:
         others = "is another" if len(changed) == 1 else "are others"
         raise DataError(
