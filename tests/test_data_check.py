@@ -182,10 +182,8 @@ def test_duplicates_are_counted_and_named_as_the_user_counts_rows():
     found = check(Samples(parts=parts, target="classes")).warnings
     assert [f.name for f in found] == ["duplicates"]
     assert "2 of 20 rows of val are duplicates of rows of train" in found[0].sentence
-    assert (
-        "(row 3 (val) = row 40 of the data (train) and row 5 (val) = row 77 of the data (train); rows count from 0)"
-        in (found[0].sentence)
-    )
+    pairs = "row 3 (val) = row 40 of the data (train) and row 5 (val) = row 77 of the data (train)"
+    assert f"({pairs}; rows count from 0)" in found[0].sentence
     assert found[0].rows == {"val": [3, 5], "train": [40, 77]}
 
 

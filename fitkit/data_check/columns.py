@@ -178,8 +178,9 @@ def _sentinels(train: Part, ends: Ends, names: Sequence[str], numbers: Tensor) -
                 return Finding(
                     name="missing values",
                     level="warning",
-                    sentence=f"column {names[column]} of x is {code:.0f} in {many} ({train.places(rows)}{train.counted}), far "
-                    f"from all other values, which go from {rest.min():.4g} to {rest.max():.4g}",
+                    sentence=f"column {names[column]} of x is {code:.0f} in {many} "
+                    f"({train.places(rows)}{train.counted}), far from all other values, which go from "
+                    f"{rest.min():.4g} to {rest.max():.4g}",
                     advice="If that stands for a missing value, fill it in (by the median, say) and add a 0/1 column.",
                     rows={train.name: kept(rows)},
                     columns=[names[column]],
