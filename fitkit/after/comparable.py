@@ -18,7 +18,7 @@ from fitkit.errors import CheckpointError, SpecError, listing, show
 from fitkit.evaluation.contrast import Overlap, overlap
 from fitkit.evaluation.measures import MEASURED, Measure, measures
 from fitkit.evaluation.outcomes import Outcomes
-from fitkit.model import load
+from fitkit.model import load, load_line
 from fitkit.spec import reader
 
 RAN_ON = ("fitkit", "torch", "python", "platform", "device", "device_name", "threads", "precision", "compiled")
@@ -86,7 +86,7 @@ def read_run(folder: Path, root: Path | None, split: str) -> Kept:
     if spec.model is None or spec.data is None or spec.data.name == "arrays":
         raise SpecError(
             f"{folder}: its model or data was given in Python, so that no command can read it again. "
-            "Use fitkit.load(…).evaluate((x, y)) for each of the runs."
+            f"Evaluate each of the runs in Python: {load_line(folder, own=spec.model is None)}.evaluate((x, y))."
         )
     environment, summary = run_folder.read_environment(folder), files.read_json(folder / run_folder.SUMMARY)
     parts = [name.removeprefix("data_") for name in PARTS if name in environment]

@@ -20,7 +20,7 @@ from fitkit.engine import weights
 from fitkit.engine.batches import Batches
 from fitkit.errors import CheckpointError, DataError, SpecError, listing, printable
 from fitkit.evaluation.outcomes import Outcomes, merged, take_outcomes
-from fitkit.model import Model, features, load
+from fitkit.model import Model, features, load, load_line
 from fitkit.parts import array_file, csv_table
 from fitkit.session import fingerprint
 from fitkit.spec.component import Component
@@ -43,7 +43,8 @@ def read_outcomes(folder: Path, part: str = "val", root: Path | None = None, *, 
     options = FitOptions(batch_size=spec.fit.batch_size, precision=spec.fit.precision)  # no compiler, no workers
     spec = dataclasses.replace(spec, callbacks=(), fit=options)
     if spec.model is None or spec.data is None or spec.data.name == "arrays":
-        raise SpecError(f"{folder}: its model or data was given in Python: use fitkit.load(…) and its methods there.")
+        line = f"{load_line(folder, own=spec.model is None)}.evaluate((x, y))"
+        raise SpecError(f"{folder}: its model or data was given in Python. Measure it there, as by {line}.")
     path = folder / run_folder.WEIGHTS
     state, transform, card = weights.load(path, links=False)
     check_card(card, transform, path)

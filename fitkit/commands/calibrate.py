@@ -7,14 +7,14 @@ import json
 import sys
 from pathlib import Path
 
-from fitkit.commands.common import add_code, add_run, importing, run_codes, run_folder
+from fitkit.commands.common import add_code, add_run, add_split, importing, run_codes, run_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare its arguments."""
     add_run(parser)
     help = "what before and after are measured on (default: val, cross-fitted)"
-    parser.add_argument("--split", choices=("val", "test"), default="val", help=help)
+    add_split(parser, ("val", "test"), default="val", help=help)
     parser.add_argument("--bins", type=int, default=15, metavar="N", help="of confidences (default: 15)")
     parser.add_argument(
         "--equal-mass", action="store_true", help="bins of as many predictions each, not of equal width"

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fitkit.data_check.columns import table_of
-from fitkit.data_check.finding import MOST_NAMED, Finding, Part, Samples, kept, several, spread_out
+from fitkit.data_check.finding import MOST_NAMED, Finding, Part, Samples, kept, pair, several, spread_out
 from fitkit.errors import show
 
 CHUNK = 1 << 22  # bytes of x that are gathered at a time
@@ -168,11 +168,13 @@ def _shared(parts: Sequence[Part], twins: Twins, one: int, other: int, chance: f
     deviation = (max(repeated, 1 / size) / size) ** 0.5
     copied = number >= FEW and number / size - repeated > ENOUGH * deviation
     by_chance = not copied and number <= ENOUGH * chance * size * len(parts[one])
-    pairs = [f"{name} row {rows[i]} = {base} row {twin[i]}" for i in rows.argsort()[:MOST_NAMED].tolist()]
+    order = rows.argsort()[:MOST_NAMED].tolist()
+    pairs = [pair(parts[other], int(rows[i]), "=", parts[one], int(twin[i])) for i in order]
     return Finding(
         name="duplicates",
         level="note" if by_chance else "warning",
-        sentence=f"{number:,} of {size:,} rows of {name} are duplicates of rows of {base} ({several(pairs, number)})",
+        sentence=f"{number:,} of {size:,} rows of {name} are duplicates of rows of {base} "
+        f"({several(pairs, number)}{parts[one].counted})",
         advice=BY_CHANCE
         if by_chance
         else f"{name} then looks better than it is: remove repeated rows before the split, or split by group.",
@@ -204,7 +206,8 @@ def _conflict(samples: Samples, twins: Twins, chance: float) -> Finding | None:
     return Finding(
         name="label conflicts",
         level="note" if by_chance else "warning",
-        sentence=f"{len(members):,} rows have the same x as another row and another target ({several(pairs, groups)})",
+        sentence=f"{len(members):,} rows have the same x as another row and another target "
+        f"({several(pairs, groups)}{parts[0].counted})",
         advice=BY_CHANCE if by_chance else "Only one of them can be right: look at these rows, and mend their targets.",
         rows=rows,
     )
@@ -224,5 +227,5 @@ def _contradiction(samples: Samples, twins: Twins, targets: Tensor, group: int) 
         if samples.target == "classes" and target.ndim == 0:
             word = show(samples.class_name(int(target)))
         if not said or (len(said) == 1 and word not in said[0]):
-            said.append(f"{part.name} row {int(part.numbers(position))} is {word}")
+            said.append(f"{part.place(int(part.numbers(position)), bool(said))} is {word}")
     return ", ".join(said)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fitkit.data_check.columns import Ends
 from fitkit.data_check.duplicates import Twins
-from fitkit.data_check.finding import MOST_NAMED, Finding, Part, Samples, kept, several, spread_out
+from fitkit.data_check.finding import MOST_NAMED, Finding, Part, Samples, kept, pair, several, spread_out
 
 NEAR = 0.05  # of the median distance
 RANK, CHANCE, CAUTION = 10, 0.001, 0.7
@@ -129,12 +129,12 @@ def _near(space: _Space, train: Part, part: Part, exact: Tensor) -> Finding | No
         return None
     rows, twin = part.numbers(suspects[near]), train.numbers(places[near, 0])
     order = rows.argsort()[:MOST_NAMED].tolist()
-    pairs = [f"{part.name} row {rows[i]} ≈ {train.name} row {twin[i]}" for i in order]
+    pairs = [pair(part, int(rows[i]), "≈", train, int(twin[i])) for i in order]
     return Finding(
         name="near duplicates",
         level="warning",
         sentence=f"{len(near):,} of {len(part):,} rows of {part.name} are near duplicates of rows of {train.name} "
-        f"({several(pairs, len(near))})",
+        f"({several(pairs, len(near))}{train.counted})",
         advice=f"Look at them: if they show the same thing, {part.name} looks better than it is. Keep such rows in one "
         "part with splits: group.",
         rows={part.name: kept(rows), train.name: kept(twin)},

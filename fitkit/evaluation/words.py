@@ -68,7 +68,7 @@ def html_of(tables: Tables, notes: Sequence[str]) -> str:
 
 
 def _tables(evaluation: Evaluation) -> Tables:
-    title = f"{evaluation.part}: {evaluation.samples:,} samples"
+    title = f"{evaluation.part}: {evaluation.samples:,} sample{'s' * (evaluation.samples != 1)}"
     if evaluation.positions != evaluation.samples:
         title += f", {evaluation.positions:,} targets"
     measures = [["", "", "95 % interval", ""]]
