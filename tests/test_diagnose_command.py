@@ -128,11 +128,25 @@ def test_a_cross_validation_is_diagnosed_fold_by_fold(tmp_path, monkeypatch, cap
     assert "4 epochs are needed, and there are 2." in capsys.readouterr().out
 
 
+def gone(run, *names):
+    """Remove files of a run, and its history as a whole."""
+    for name in (*names, "history"):
+        for path in run.glob(f"{name}.*"):
+            if path.name != "history.csv" or "history" in names:
+                path.unlink()
+
+
+def bad_row(run):
+    (run / "history.csv").write_text("epoch,loss\n1,many\n")
+
+
 BAD = {
     "no run": (lambda run: shutil.rmtree(run), 2, "there is no such run folder"),
     "another folder": (lambda run: (run / "resolved.yaml").unlink(), 4, "this is not a run folder"),
     "unfinished": (lambda run: (run / "summary.json").write_text('{"status": "running"}'), 4, "still going on, or was"),
-    "killed at once": (lambda run: (run / "summary.json").unlink(), 4, "still going on, or was killed"),
+    "killed at once": (lambda run: gone(run, "summary", "history"), 4, "was killed: there is no history to read yet"),
+    "rows without columns": (lambda run: (gone(run, "summary"), (run / "history.csv").write_text("x\n")), 4, "damaged"),
+    "rows without numbers": (lambda run: (gone(run, "summary"), bad_row(run)), 4, "history.csv: is damaged: could not"),
     "no history": (lambda run: (run / "history.json").unlink(), 4, "history.json: cannot be read"),
     "half a history": (lambda run: (run / "history.json").write_text('{"format": 1'), 4, "not the JSON of a History"),
     "foreign JSON": (lambda run: (run / "history.json").write_text('{"model": "gpt"}'), 4, "not the JSON of a History"),
@@ -140,6 +154,33 @@ BAD = {
     "foreign summary": (lambda run: (run / "summary.json").write_text("[1]"), 4, "does not say how the run stands"),
     "a link": (lambda run: (run / "history.json").unlink() or (run / "history.json").symlink_to("/etc/hosts"), 4, ""),
 }
+
+
+def test_a_run_that_was_interrupted_says_after_how_many_of_its_epochs(run, capsys):
+    document = json.loads((run / "history.json").read_text())
+    document["spec"]["fit"]["epochs"], document["stopped"] = 2000, ""
+    (run / "history.json").write_text(json.dumps(document))
+    (run / "summary.json").write_text('{"status": "interrupted"}')
+    assert main(["diagnose", "run"]) == 0
+    said = "how the run would have ended: it was interrupted after 5 of 2,000 epochs; go on with it: fitkit fit SPEC"
+    assert f"\ncannot tell: {said} --out FOLDER --resume.\n" in capsys.readouterr().out
+    assert fitkit.diagnose(run).cannot_tell[0].startswith(said)
+
+
+@pytest.mark.parametrize("names", [["summary.json"], ["summary.json", "history.json"]])
+def test_a_folder_without_a_summary_is_diagnosed_by_the_history_that_lies_there(names, run):
+    whole = fitkit.diagnose(run)
+    for name in names:
+        (run / name).unlink()
+    found = fitkit.diagnose(run)
+    assert found.cannot_tell[0] == "how the run ended: there is no summary.json, which says it. It has 5 epochs."
+    assert found.names[0] == whole.names[0] == "class_never_predicted"
+
+
+def test_a_run_that_goes_on_says_where_its_rows_are(run, capsys):
+    (run / "summary.json").write_text('{"status": "running"}')
+    assert main(["diagnose", "run"]) == 4
+    assert "its rows so far are in history.csv" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", BAD)

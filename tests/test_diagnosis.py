@@ -173,7 +173,7 @@ def test_a_healthy_run_is_said_to_look_healthy_with_its_numbers():
     assert found.verdict.startswith(
         "looks healthy: val_loss 0.2301, 90 % below a constant prediction; val_accuracy 0.95 "
     )
-    assert f"(95 %: {low:.3f} to {high:.3f})" in found.verdict and "(epoch 20 of 20)" in found.verdict
+    assert f"(95 %: {low:.3f} to {high:.3f})" in found.verdict and "; loss 0.2001 in epoch 20 of 20" in found.verdict
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3])

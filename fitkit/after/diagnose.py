@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -10,9 +12,11 @@ from torch import Tensor
 from fitkit import run_folder
 from fitkit.after.run_outcomes import read_outcomes
 from fitkit.diagnosis import Diagnosis, Predictions
+from fitkit.diagnosis.finding import counted
 from fitkit.errors import FAILED, CheckpointError, FitkitError, SpecError
 from fitkit.evaluation.outcomes import Outcomes
 from fitkit.history import History
+from fitkit.spec import reader
 
 NEEDS_PREDICTIONS = "whether some class is never predicted, or all rows get the same output"
 
@@ -24,8 +28,9 @@ def diagnose(run: History | Path | str, *, root: Path | str | None = None) -> Di
         run: a History, or a run folder, whose validation part is predicted too where data and model can be had.
         root: where the paths of the run's data start; the working directory unless given.
 
-    Raises CheckpointError for a folder that holds no run, or one that is unfinished or damaged, and SpecError for that
-    of a cross-validation, whose folds are runs.
+    What an interrupted run had come to is diagnosed, and `cannot_tell` says so. Raises CheckpointError for a folder
+    that holds no run, or one that still goes on or is damaged, and SpecError for that of a cross-validation, whose
+    folds are runs.
     """
     if isinstance(run, History):
         return run.diagnose()
@@ -33,11 +38,16 @@ def diagnose(run: History | Path | str, *, root: Path | str | None = None) -> Di
     run_folder.refuse_links(folder)
     if folds := run_folder.fold_folders(folder):
         raise SpecError(f"{folder}: every fold of a cross-validation has a diagnosis: name one, such as {folds[0]}.")
-    history = _read(folder)
+    history, unfinished = _read(folder)
+    found = _diagnosed(history, folder, None if root is None else Path(root))
+    return dataclasses.replace(found, cannot_tell=(*unfinished, *found.cannot_tell))
+
+
+def _diagnosed(history: History, folder: Path, root: Path | None) -> Diagnosis:
     if history.stopped.startswith(FAILED) or not (folder / run_folder.WEIGHTS).is_file() or "val_loss" not in history:
         return history.diagnose()
     try:
-        outcomes = read_outcomes(folder, "val", None if root is None else Path(root), command="diagnose")
+        outcomes = read_outcomes(folder, "val", root, command="diagnose")
     except FitkitError as error:
         diagnosis = history.diagnose()
         reason = str(error).split("\n")[0]
@@ -46,19 +56,56 @@ def diagnose(run: History | Path | str, *, root: Path | str | None = None) -> Di
     return history.diagnose(predictions(outcomes))
 
 
-def _read(folder: Path) -> History:
-    """Return the history of a run that has ended, whatever way."""
+def _read(folder: Path) -> tuple[History, tuple[str, ...]]:
+    """Return the history of a run that has ended, whatever way, and what cannot be told where that was too early."""
     if not (folder / run_folder.RESOLVED).is_file():
         raise CheckpointError(f"{folder}: this is not a run folder: there is no {run_folder.RESOLVED} in it.")
     status = run_folder.status(folder)
-    if status == "running":
+    summarized = (folder / run_folder.SUMMARY).exists()
+    whole, rows = (folder / run_folder.HISTORY_JSON).exists(), (folder / run_folder.HISTORY_CSV).exists()
+    if status == "running" and (summarized or not (whole or rows)):
+        there = f"its rows so far are in {run_folder.HISTORY_CSV}" if rows else "there is no history to read yet"
         raise CheckpointError(
-            f"{folder}: this run is still going on, or was killed: there is no history to read yet. If it was killed, "
-            "go on with it: fitkit fit SPEC --out FOLDER --resume."
+            f"{folder}: this run is still going on, or was killed: {there}. If it was killed, go on with it: "
+            "fitkit fit SPEC --out FOLDER --resume."
         )
-    history = run_folder.read_history(folder)
+    history = run_folder.read_history(folder) if whole or summarized else _rows(folder)
+    if status == "running":
+        ends = f"how the run ended: there is no {run_folder.SUMMARY}, which says it. It has {_done(history)}."
+        return history, (ends,)
+    if status == "interrupted":
+        more = "go on with it: fitkit fit SPEC --out FOLDER --resume."
+        return history, (f"how the run would have ended: it was interrupted after {_done(history)}; {more}",)
     if status == "failed" and not history.stopped.startswith(FAILED):  # of an earlier version, or the disk was full
         history.stopped = f"{FAILED}{history.stopped or 'its error was not noted.'}"
+    return history, ()
+
+
+def _done(history: History) -> str:
+    """Return how many epochs were finished, and of how many where the spec says so."""
+    fit = history.spec.get("fit") if isinstance(history.spec, Mapping) else None
+    asked = fit.get("epochs") if isinstance(fit, Mapping) else None
+    known = isinstance(asked, int) and not isinstance(asked, bool) and asked > len(history)
+    return f"{len(history):,} of {asked:,} epochs" if known else counted(len(history), "epoch")
+
+
+def _rows(folder: Path) -> History:
+    """Return the epochs that a run wrote one by one, where its history as a whole is not there."""
+    try:
+        spec = reader.read_text(run_folder.read_resolved(folder), str(folder / run_folder.RESOLVED)).plain()
+    except SpecError as error:
+        raise CheckpointError(f"{folder / run_folder.RESOLVED}: is damaged: {error}") from None
+    try:
+        header, *lines = csv.reader(run_folder.read_rows(folder).splitlines(), strict=True)
+        if header[:1] != ["epoch"] or not all(name.isprintable() for name in header):
+            raise ValueError("its first line does not name the columns of a history")
+        history = History(header[1:], {}, spec if isinstance(spec, dict) else {})
+        for line in lines:
+            history.append(
+                {name: float(cell or "nan") for name, cell in zip(header, line, strict=True) if name != "epoch"}
+            )
+    except (ValueError, csv.Error) as error:
+        raise CheckpointError(f"{folder / run_folder.HISTORY_CSV}: is damaged: {error}.") from None
     return history
 
 

@@ -77,11 +77,13 @@ def _verdict(run: Evidence, findings: list[Finding]) -> str:
             value = curve.values[curve.epochs.index(epoch)]
             tail = validation.half_interval(value, run.rows) if column == "val_accuracy" else ""
             if column == "val_loss" and chance:
-                tail = f", {optimization.share(chance - value, chance)} below a constant prediction"
+                side = "below" if value <= chance else "above"
+                tail = f", {optimization.share(abs(chance - value), chance)} {side} a constant prediction"
             words.append(f"{column} {value:.4g}{tail}")
-    if loss is not None:
-        words.append(f"loss {loss.values[-1]:.4g} at the end")
-    said = f"{'; '.join(words)} (epoch {epoch} of {run.epochs})"
+    end = f"loss {loss.values[-1]:.4g}" if loss is not None else ""
+    if end and (epoch == run.epochs or not words):  # one epoch has all of it
+        words, end, epoch = [*words, end], "", run.epochs
+    said = f"{'; '.join(words)} in epoch {epoch} of {run.epochs}{f'; {end} in the last' if end else ''}"
     return f"too early to tell: {said}." if run.epochs < optimization.FEW_EPOCHS else f"looks healthy: {said}."
 
 

@@ -12,6 +12,11 @@ from fitkit.errors import printable
 Severity = Literal["error", "warning", "info"]  # the result is of no use; change something; good to know
 
 
+def counted(number: int, thing: str) -> str:
+    """Return a number and what it counts as text: "1 epoch", "2,000 rows"."""
+    return f"{number:,} {thing}{'s'[: number != 1]}"
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that is true of a run.

@@ -6,7 +6,7 @@ import math
 
 from fitkit.diagnosis import patch
 from fitkit.diagnosis.evidence import Evidence
-from fitkit.diagnosis.finding import Finding, Severity
+from fitkit.diagnosis.finding import Finding, Severity, counted
 from fitkit.diagnosis.optimization import CHANCE, falling, share
 from fitkit.diagnosis.trend import standard_error
 
@@ -65,7 +65,7 @@ def _gap(run: Evidence, advice: str) -> Finding | None:
             return None
         text += f", accuracy {own:.3g} and {new:.3g}"
     rows = run.samples.get("train")
-    text += f", with {rows:,} training rows." if rows else "."
+    text += f", with {counted(rows, 'training row')}." if rows else "."
     return Finding("overfitting", "warning", text, advice, (*patch.more_decay(run), *patch.more_dropout(run)))
 
 

@@ -11,12 +11,13 @@ import re
 
 from fitkit.diagnosis import patch
 from fitkit.diagnosis.evidence import Evidence, usable
-from fitkit.diagnosis.finding import Finding, Severity
+from fitkit.diagnosis.finding import Finding, Severity, counted
 from fitkit.diagnosis.trend import Curve
 from fitkit.errors import FAILED
 
 LIMITS = ("all ", "max_")  # how `History.stopped` begins when a limit of `fit:` ended the run
 FEW_EPOCHS = 4  # with fewer no trend can be told
+LEAST_EPOCHS = 5  # with fewer no run is said to get nowhere: the first epochs bring an output to where the targets are
 CHANCE = 0.97  # of a constant prediction's loss: what is not below has learnt next to nothing
 
 
@@ -37,8 +38,10 @@ def failure(run: Evidence) -> Finding | None:
         return None
     reason = run.stopped.removeprefix(FAILED)
     if not re.search(r"\b(nan|inf|infinity|never finite)\b", reason, re.IGNORECASE):
-        return Finding("failure", "error", f"Training failed after {run.epochs} epochs: {reason}", "See the reason.")
-    text = f"Training diverged after {run.epochs} whole epochs{lr_text(run)}: {reason}"
+        return Finding(
+            "failure", "error", f"Training failed after {counted(run.epochs, 'epoch')}: {reason}", "See the reason."
+        )
+    text = f"Training diverged after {counted(run.epochs, 'whole epoch')}{lr_text(run)}: {reason}"
     advice = "Make smaller steps, clip the gradient, and see that inputs and targets are scaled."
     return Finding("divergence", "error", text, advice, patch.calmer(run))
 
@@ -49,7 +52,8 @@ def divergence(run: Evidence) -> Finding | None:
     curve = run.loss
     advice = "Make smaller steps: a lower lr, a warm-up, or a clipped gradient (fit.clip_norm: 1.0)."
     if broken:
-        text = f"The training loss is not finite in {len(broken)} epochs, first in epoch {broken[0]}{lr_text(run)}."
+        count = counted(len(broken), "epoch")
+        text = f"The training loss is not finite in {count}, first in epoch {broken[0]}{lr_text(run)}."
         return Finding("divergence", "error", text, advice, patch.calmer(run))
     if curve is None or len(curve) < 3:
         return None
@@ -102,6 +106,20 @@ def falling(curve: Curve, part: float = 0.4) -> float:
     return -slope if slope < -2.5 * error else 0.0
 
 
+def still_falling(run: Evidence) -> tuple[float, float] | None:
+    """Return how much a training loss above that of a constant prediction falls an epoch, and how many more it takes
+    to 30 % of it.
+
+    None unless it falls by more than its noise and another run as long would be seen: the outputs are still on their
+    way to the targets, and nothing can be said yet of a model that does not learn.
+    """
+    curve, chance = run.loss, run.chance("loss")
+    if curve is None or chance is None or chance <= 0 or len(curve) < 2 or curve.values[-1] < CHANCE * chance:
+        return None
+    fall = falling(curve) or (falling(curve, 1.0) if len(curve) < 2 * LEAST_EPOCHS else 0.0)
+    return (fall, (curve.end - 0.3 * chance) / fall) if fall * len(curve) > 0.01 * chance else None
+
+
 def pace(run: Evidence) -> tuple[float, float] | None:
     """Return how much the training loss falls an epoch, and how many more it takes to 30 % of chance's.
 
@@ -131,7 +149,32 @@ def slow(run: Evidence) -> tuple[float, float] | None:
         return None  # what is learnt does not hold for other rows, or training is made harder than need be
     third = max(2, len(curve) // 3)
     early = (curve.first - curve.values[third - 1]) / (third - 1)  # a loss that has levelled off was faster before
-    return found if found[0] > 0.3 * early and found[0] * len(curve) > 0.02 * chance else None
+    steady = found[0] > 0.3 * early and found[0] * len(curve) > 0.02 * chance
+    return found if steady and not _levelled_off(run) else None
+
+
+def _levelled_off(run: Evidence) -> bool:
+    """Tell whether the last third of a run gained little for its learning rate, beside the third before it.
+
+    A schedule takes the learning rate away: what is compared is the fall divided by the sum of the rates. Rates that
+    have come to nothing tell nothing by what is gained with them, and those epochs are left out.
+    """
+    curve, rates = run.loss, run.columns.get("lr", ())
+    if curve is None or len(curve) < 9 or len(rates) < curve.epochs[-1] or not all(map(usable, rates)):
+        return False
+    top = max(rates)
+    if top <= 0 or min(rates) > 0.5 * top:  # no schedule to speak of: the slopes were compared
+        return False
+    kept = [i for i, epoch in enumerate(curve.epochs) if rates[epoch - 1] > 0.02 * top]
+    third = len(kept) // 3
+    if third < 2:
+        return False
+    first, middle, last = (kept[i] for i in (-1 - 2 * third, -1 - third, -1))
+    gains = []
+    for a, b in ((first, middle), (middle, last)):
+        spent = sum(rates[curve.epochs[i] - 1] for i in range(a + 1, b + 1))
+        gains.append((curve.values[a] - curve.values[b]) / spent)
+    return gains[1] < 0.4 * gains[0]
 
 
 def batch_too_large(run: Evidence) -> Finding | None:
@@ -151,27 +194,41 @@ def batch_too_large(run: Evidence) -> Finding | None:
 
 def learning_rate_too_low(run: Evidence) -> Finding | None:
     """Find a training loss that falls steadily, and so slowly that another run as long would not bring it down."""
-    curve, found = run.loss, slow(run)
+    curve, found = run.loss, slow(run) or _on_its_way(run)
     if curve is None or found is None:
         return None
     fall, more = found
+    rates = run.curve("lr")
+    scheduled = rates is not None and rates.values[-1] < 0.5 * max(rates.values)
+    lr = lr_text(run)
+    if rates is not None and scheduled:
+        lr += f", which the schedule had brought to {rates.values[-1]:.2g} in the last,"
     text = (
-        f"The training loss fell steadily but slowly, from {curve.first:.3g} to {curve.end:.3g} in {len(curve)} epochs"
-        f"{lr_text(run)}: at {fall:.2g} an epoch it needs {more:.0f} more to come to 30 % of a constant prediction's."
+        f"The training loss fell slowly, from {curve.first:.3g} to {curve.end:.3g} in {counted(len(curve), 'epoch')}"
+        f"{lr}: at {fall:.2g} an epoch it needs {more:.0f} more to come to 30 % of a constant "
+        "prediction's."
     )
-    return Finding("learning_rate_too_low", "warning", text, "Raise lr.", patch.scaled_lr(run, 10))
+    return Finding("learning_rate_too_low", "warning", text, "Raise lr.", patch.raised_lr(run, more / len(curve)))
+
+
+def _on_its_way(run: Evidence) -> tuple[float, float] | None:
+    """Return `still_falling` where as many epochs again are not enough, or a callback would not give them."""
+    found, curve = still_falling(run), run.loss
+    if found is None or curve is None or len(curve) < LEAST_EPOCHS or curve.first > 1.2 * (run.chance("loss") or 0.0):
+        return None
+    return found if found[1] >= len(curve) or not run.stopped.startswith(LIMITS) else None
 
 
 def not_learning(run: Evidence) -> Finding | None:
     """Find a training loss that does not come below that of a constant prediction."""
     curve, chance = run.loss, run.chance("loss")
-    if curve is None or chance is None or chance <= 0 or len(curve) < 2:
+    if curve is None or chance is None or chance <= 0 or len(curve) < LEAST_EPOCHS:
         return None
-    if curve.lowest < CHANCE * chance or (curve.first > 1.2 * chance and not run.classifies and falling(curve) > 0):
+    if curve.lowest < CHANCE * chance or still_falling(run):
         return None
     text = (
-        f"The training loss does not get below that of a constant prediction: {curve.end:.4g} after {run.epochs} "
-        f"epochs, {chance:.4g} for the constant."
+        f"The training loss does not get below that of a constant prediction: {curve.end:.4g} after "
+        f"{counted(run.epochs, 'epoch')}, {chance:.4g} for the constant."
     )
     advice = (
         "The model does not see its inputs, or cannot use them: look for dead or saturated units, a wrong lr, inputs "
@@ -185,12 +242,17 @@ def target_not_scaled(run: Evidence) -> Finding | None:
     curve, chance = run.loss, run.chance("loss")
     if curve is None or chance is None or run.classifies or chance < 100 or curve.end < 0.9 * chance:
         return None
+    found, factor, limited = still_falling(run), 10.0, run.stopped.startswith(LIMITS)
+    if len(curve) < LEAST_EPOCHS or (found and found[1] < len(curve) and limited):  # then train longer
+        return None
+    if found:
+        factor = found[1] / len(curve)
     text = (
-        f"The training loss is {curve.end:.3g} after {run.epochs} epochs, that of a constant prediction {chance:.3g}: "
-        "the targets are so large that the model has not even come to their mean."
+        f"The training loss is {curve.end:.3g} after {counted(run.epochs, 'epoch')}, that of a constant "
+        f"prediction {chance:.3g}: the targets are so large that the model has not even come to their mean."
     )
-    advice = "Scale the target (to mean 0, standard deviation 1), or raise lr a lot."
-    return Finding("target_not_scaled", "warning", text, advice, patch.scaled_lr(run, 30))
+    advice = "Scale the target (to mean 0, standard deviation 1), or raise lr."
+    return Finding("target_not_scaled", "warning", text, advice, patch.raised_lr(run, factor))
 
 
 def plateau(run: Evidence) -> Finding | None:
@@ -228,17 +290,27 @@ def train_longer(run: Evidence) -> Finding | None:
     fall = falling(curve)
     epochs = max(1, round(0.25 * len(curve)))
     gain = fall * epochs  # what another quarter of the run would bring at this pace
-    if not last and gain < 0.02 * run.scale:
+    above = still_falling(run)
+    if not last and gain < 0.02 * run.scale and above is None:
         return None
-    much = gain > 0.03 * run.scale and gain > 0.08 * abs(curve.end) and run.epochs >= FEW_EPOCHS
+    enough = gain > 0.03 * run.scale and gain > 0.08 * abs(curve.end)
+    much = (enough or above is not None) and run.epochs >= FEW_EPOCHS
     if not much and not last:
         return None
     text = (
         f"The best epoch is the last, {curve.epochs[-1]}: {column} {curve.values[-1]:.4g}"
         if last
         else (f"{column} still falls at the end, {curve.values[-1]:.4g} in epoch {curve.epochs[-1]}")
+        if fall > 0
+        else f"{column} is {curve.values[-1]:.4g} in epoch {curve.epochs[-1]}, the last"
     )
-    text += f", and falls by {share(fall, abs(curve.end) or 1)} an epoch." if fall > 0 else "."
+    begin = abs(curve.tail(0.4).first)  # of the part in which the fall was measured
+    text += f", and falls by {share(fall, begin)} an epoch." if fall > 0 and begin and len(curve) >= FEW_EPOCHS else "."
+    if much and above and run.loss:
+        text += (
+            f" The training loss still falls, from {run.loss.first:.4g} to {run.loss.values[-1]:.4g}, and has not come "
+            f"below a constant prediction's {run.chance('loss'):.4g} yet."
+        )
     severity: Severity = "warning" if much else "info"
     advice = "Train longer: the run ended before the model was done." if much else "A longer run may be better still."
     return Finding("train_longer", severity, text, advice, fix)

@@ -6,7 +6,7 @@ import math
 
 from fitkit.diagnosis import patch
 from fitkit.diagnosis.evidence import Evidence
-from fitkit.diagnosis.finding import Finding
+from fitkit.diagnosis.finding import Finding, counted
 from fitkit.diagnosis.trend import standard_error, wilson
 from fitkit.errors import listing, show
 
@@ -31,7 +31,7 @@ def class_never_predicted(run: Evidence) -> Finding | None:
     if not missing:
         return None
     names = found.names if len(found.names) == len(found.true) else tuple(map(str, range(len(found.true))))
-    words = [f"{show(names[i])} ({found.true[i]} rows)" for i in missing]
+    words = [f"{show(names[i])} ({counted(found.true[i], 'row')})" for i in missing]
     text = f"The model predicts {'a class' if len(missing) == 1 else 'classes'} never: {listing(words)}."
     advice = "Look at the classes' weights and counts: give each the same weight in the loss, or more rows."
     return Finding("class_never_predicted", "warning", text, advice, patch.balanced(run))
@@ -70,7 +70,7 @@ def validation_too_small(run: Evidence) -> Finding | None:
     rows = run.rows
     if rows is None or run.val_loss is None or rows >= FEW_ROWS:
         return None
-    text = f"The validation part has {rows} rows"
+    text = f"The validation part has {counted(rows, 'row')}"
     accuracy = run.curve("val_accuracy")
     if accuracy is not None:
         right = accuracy.at(run.best_epoch or 0) or accuracy.end
