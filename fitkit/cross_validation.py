@@ -152,7 +152,7 @@ class CrossValidation:
 
     def _said(self) -> str:
         folds = f"{self.k} folds" + (f" × {self.repeats} repeats" if self.repeats > 1 else "")
-        return f"{folds} in {self.seconds:.1f} s; 95 %: Student's t over {len(self)} folds, each at its best epoch"
+        return f"{folds} in {self.seconds:.1f} s; 95 %: Student's t over {len(self)} folds, each at its best val epoch"
 
     def __repr__(self) -> str:
         column = next((name for name in self.columns[::-1] if name.startswith("val_")), self.columns[-1])
@@ -196,12 +196,14 @@ def _inside(angle: float, degrees: int) -> float:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values) if all(map(math.isfinite, values)) else math.nan
+    if not all(map(math.isfinite, values)):
+        return math.nan
+    return math.fsum(value / len(values) for value in values)  # divided first: the sum may be beyond any float
 
 
 def _std(values: Sequence[float]) -> float:
     mean = _mean(values)
-    return math.nan if math.isnan(mean) else math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    return math.nan if math.isnan(mean) else math.hypot(*(v - mean for v in values)) / math.sqrt(len(values) - 1)
 
 
 def _csv(columns: Mapping[str, Sequence[Any]]) -> str:

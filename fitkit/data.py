@@ -39,6 +39,7 @@ class Data:
     window: int | None = None
     starts: Tensor | None = None
     image: tuple[int, int, int] | None = None  # channels, height and width of an image that each flat sample holds
+    lines: Sequence[int] | None = None  # of the file `name`: the line that each row begins in, of which the first is 1
     file: MappedFile | None = None  # x lies in this file, and is read from there batch by batch
 
     def __len__(self) -> int:

@@ -20,7 +20,7 @@ from fitkit.builder.tables import TABLES
 from fitkit.cross_validation import CrossValidation
 from fitkit.engine import weights
 from fitkit.engine.batches import RowBatches
-from fitkit.errors import DataError, SpecError
+from fitkit.errors import CheckpointError, DataError, SpecError
 from fitkit.evaluation.outcomes import Outcomes, take_outcomes
 from fitkit.history import History
 from fitkit.parts.callback import Callback
@@ -139,6 +139,10 @@ def _copied(model: nn.Module | None) -> nn.Module | None:
 def _result(spec: Spec, fitted: Sequence[Fitted], folder: Path | None) -> CrossValidation:
     assert spec.splits is not None
     k = int(spec.splits.get("k") or len(fitted))
+    for number, one in enumerate(fitted, 1):
+        if not len(one.history) or one.history.directions != fitted[0].history.directions:
+            place = "" if folder is None else f"{run_folder.fold_folder(folder, number) / run_folder.HISTORY_JSON}: "
+            raise CheckpointError(f"{place}this is not the history of fold {number}: other columns, or no epoch.")
     return CrossValidation(
         [one.history for one in fitted],
         k=k,

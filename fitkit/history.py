@@ -14,7 +14,7 @@ from typing import Any, Literal
 from fitkit import figures
 from fitkit.cells import escape, format_value, html_row, number, plain
 from fitkit.diagnosis import Diagnosis, Evidence, Predictions, diagnose
-from fitkit.errors import CheckpointError, FitkitError, listing, nearest, show
+from fitkit.errors import CheckpointError, FitkitError, listing, nearest, printable, show
 from fitkit.files import parse_json
 
 Direction = Literal["min", "max"]
@@ -173,6 +173,10 @@ class History:
                 setattr(history, name, document[name])
             if history.best_epoch is not None and history.best_epoch not in history.epoch:
                 raise ValueError(f"best_epoch is {history.best_epoch}, and it has {len(history)} epochs")
+            if history.best_epoch is not None and history.monitor is not None:
+                chosen = columns[history.monitor][history.best_epoch - 1] if history.monitor in columns else math.nan
+                if history.monitor not in history.directions or not math.isfinite(chosen):
+                    raise ValueError(f"{show(history.monitor)} cannot have chosen the best epoch")
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             reason = f"it has no {error}" if isinstance(error, KeyError) else error
             raise CheckpointError(f"This is not the JSON of a History: {reason}.") from None
@@ -308,7 +312,7 @@ class History:
         facts = self._facts()
         facts[0] += f" in {self.seconds:.1f} s" if self.seconds else ""
         facts[1:] = [f"* {fact}" for fact in facts[1:]]
-        return "; ".join([*facts, *([f"stopped: {self.stopped}"] if self.stopped else [])])
+        return "; ".join([*facts, *([f"stopped: {printable(self.stopped)}"] if self.stopped else [])])
 
 
 _EXTRA: dict[str, Any] = {  # what a fit fills in, with the types that the JSON may hold

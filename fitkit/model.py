@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from fitkit import files, folds, run_folder
 from fitkit.builder import Overrides, SpecLike, check_tree, load_spec, make_model, size
@@ -199,12 +201,14 @@ class Model:
         facts = TABLES["losses"][name].facts
         return facts["target"], facts["output"]
 
-    def outcomes(self, data: Any, *, batch_size: int = PREDICT_BATCH, part: str = "data") -> Outcomes:
-        """Return what the model gives for each sample of `data`, given as for `fit`, beside what is right.
+    def outcomes(self, x: Any, y: Any = None, *, batch_size: int = PREDICT_BATCH, part: str = "data") -> Outcomes:
+        """Return what the model gives for each sample of some data, beside what is right.
 
-        `part` is what messages call the data.
+        The data is `x, y`, or one argument as for `fit`: `(x, y)`, a Dataset or a DataLoader. `part` is what messages
+        call it.
         """
         self._meaning()
+        data = _pair(x, y, part)
         device = str(self.device) if self.device.type == "cuda" else self.device.type
         measured = {key: self.card["spec"][key] for key in ("loss", "metrics")}
         declared = {**measured, "fit": {"batch_size": batch_size, "device": device}}
@@ -212,9 +216,9 @@ class Model:
         if isinstance(data, tuple | list) and len(data) == 2:
             data = (self._samples(data[0]), data[1])
         if isinstance(data, Mapping):
-            raise DataError("evaluate takes one part: (x, y), a Dataset or a DataLoader.")
+            raise DataError(f"{part}: expects one part: (x, y), a Dataset or a DataLoader, not a dict of parts.")
         dtype = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
-        prepared = prepare(spec, {"train": data}, dtype=dtype, device=self.device, transform=self.transform)
+        prepared = prepare(spec, data, dtype=dtype, device=self.device, transform=self.transform, whole=part)
         prepared = dataclasses.replace(prepared, transform=self.transform)
         contract = choose_loss(spec, prepared.target, prepared)
         built = bool(self.card["built"])
@@ -222,32 +226,36 @@ class Model:
         facts = contract.loss.entry.facts
         return take_outcomes(self.module, objective, prepared.parts["train"], facts, part=part, card=self.card)
 
-    def evaluate(self, data: Any, *, batch_size: int = PREDICT_BATCH) -> Evaluation:
-        """Return loss and metrics on `data`, given as for `fit`, as a mapping; every sample counts once.
+    def evaluate(self, x: Any, y: Any = None, *, batch_size: int = PREDICT_BATCH) -> Evaluation:
+        """Return loss and metrics on data, given as for `outcomes`, as a mapping; every sample counts once.
 
         It holds 95 % intervals, the classes one by one and their confusions too, or the residuals of a regression, and
         prints as tables.
         """
-        return evaluate(self.outcomes(data, batch_size=batch_size))
+        return evaluate(self.outcomes(x, y, batch_size=batch_size))
 
-    def calibrate(self, data: Any, *, bins: int = BINS, batch_size: int = PREDICT_BATCH) -> Calibration:
-        """Fit a temperature on `data`, given as for `fit`, that the module was not trained on, and keep it.
+    def calibrate(
+        self, x: Any, y: Any = None, *, bins: int = BINS, force: bool = False, batch_size: int = PREDICT_BATCH
+    ) -> Calibration:
+        """Fit a temperature on data, given as for `outcomes`, the module was not trained on, and keep it if it helps.
 
-        `predict_proba` divides logits by it from then on, `save` writes it, and another `fit` drops it. No prediction
-        changes. The result prints what it does to negative log-likelihood, calibration error and Brier score.
+        It helps where the negative log-likelihood falls, cross-fitted; `force` keeps it anyway. Otherwise an earlier
+        one stays. `predict_proba` divides logits by it from then on, `save` writes it, and another `fit` drops it. No
+        prediction changes. The result prints what it does to negative log-likelihood, calibration error, Brier score.
         """
-        found = calibrate(self.outcomes(data, batch_size=batch_size), bins=bins)
+        found = calibrate(self.outcomes(x, y, batch_size=batch_size), bins=bins, force=force)
         self.card.pop("temperature", None)
-        if found.temperature.value != 1:
-            self.card["temperature"] = found.temperature.value
+        if found.kept is not None:
+            self.card["temperature"] = found.kept
         return found
 
-    def worst(self, data: Any, *, count: int = 20, batch_size: int = PREDICT_BATCH) -> Worst:
-        """Return the samples of `data`, given as for `fit`, on which the loss is highest, and suspected label errors.
+    def worst(self, x: Any, y: Any = None, *, count: int = 20, batch_size: int = PREDICT_BATCH) -> Worst:
+        """Return the samples of data, given as for `outcomes`, with the highest loss, and suspected label errors.
 
+        Classes are ranked by -log p of the target, at the calibrated temperature, without weights of the loss.
         Those are only worth something on data that the module was not trained on.
         """
-        return worst(self.outcomes(data, batch_size=batch_size), count)
+        return worst(self.outcomes(x, y, batch_size=batch_size), count)
 
     def summary(self) -> str:
         """Return a table of the modules that hold parameters: name, kind, shapes, how many, how many are trained."""
@@ -272,12 +280,26 @@ class Model:
         weights.save(Path(path), self.module.state_dict(), self.transform, self.card)
 
 
+def _pair(x: Any, y: Any, part: str) -> Any:
+    """Return what one argument would have held: `x` alone, or both."""
+    if y is None:
+        return x
+    if isinstance(x, Dataset | DataLoader | Mapping):
+        raise DataError(f"{part}: a {type(x).__name__} holds its own targets: leave y out.")
+    return x, y
+
+
 def _one_each(outputs: Tensor) -> Tensor:
     return outputs.reshape(len(outputs)) if outputs.numel() == len(outputs) else outputs
 
 
 def _like(values: Tensor, x: Any) -> Any:
     return values if isinstance(x, Tensor) else values.numpy()
+
+
+def load_line(source: Path | str, *, own: bool) -> str:
+    """Return the line of Python that loads a run's model, for a message; with `own`, it was a module of the user's."""
+    return f"fitkit.load({json.dumps(str(source), ensure_ascii=False)}{', model=module' * own})"
 
 
 def load(source: Path | str, *, model: nn.Module | None = None, device: str = "cpu") -> Model:
@@ -296,7 +318,7 @@ def load(source: Path | str, *, model: nn.Module | None = None, device: str = "c
         inputs = Inputs(tuple(card["inputs"]["shape"]), card["inputs"]["vocabulary"])
         if model is None:
             if not card["built"]:
-                raise CheckpointError(f"{path}: this model was a module of your own: load(…, model=module).")
+                raise CheckpointError(f"{path}: this model was a module of your own: {load_line(source, own=True)}.")
             model = _rebuilt(card, inputs, stored, path)
     except (KeyError, TypeError, SpecError) as error:
         raise CheckpointError(f"{path}: its card does not describe a model: {error}.") from None

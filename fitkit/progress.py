@@ -87,7 +87,7 @@ class Lines(Callback):
             print(out)
             return
         peak = f", at most {history.peak_memory_mb:,.0f} MB" if history.peak_memory_mb else ""
-        print(f"{history.stopped}, {history.seconds:.1f} s{peak}")
+        print(f"{printable(history.stopped)}, {history.seconds:.1f} s{peak}")
         if history.best_epoch and history.monitor:
             row = history.best(history.monitor)
             values = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k.startswith("val_"))

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,7 +105,7 @@ def test_a_check_that_finds_nothing_writes_nothing(folder, capsys):
 
 
 def test_wrong_options_are_a_mistake_in_the_command(capsys):
-    for command in ("train spec.yaml", "fit", "", "fit spec.yaml --epochs 3", "predict run d.csv"):
+    for command in ("train spec.yaml", "fit", "", "predict run d.csv"):
         code, out, err = said(capsys, *command.split())
         assert (code, out) == (2, "") and err.startswith("usage: fitkit")
 
@@ -239,8 +240,9 @@ def test_each_look_at_the_test_split_is_counted(run, capsys):
 
 
 def test_evaluate_takes_a_file_like_the_one_that_was_trained_on(run, capsys):
-    code, out, err = said(capsys, "evaluate", "a run", "my data.csv")
-    assert (code, err) == (0, "") and out.startswith("my data.csv: 60 samples\n")
+    shutil.copy("my data.csv", "other.csv")
+    code, out, err = said(capsys, "evaluate", "a run", "other.csv")
+    assert (code, err) == (0, "") and out.startswith("other.csv: 60 samples\n")
 
 
 def test_predictions_are_those_of_the_model(run, folder, capsys):

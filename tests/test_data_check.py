@@ -182,7 +182,8 @@ def test_duplicates_are_counted_and_named_as_the_user_counts_rows():
     found = check(Samples(parts=parts, target="classes")).warnings
     assert [f.name for f in found] == ["duplicates"]
     assert "2 of 20 rows of val are duplicates of rows of train" in found[0].sentence
-    assert "(val row 3 = train row 40 and val row 5 = train row 77)" in found[0].sentence
+    pairs = "row 3 (val) = row 40 of the data (train) and row 5 (val) = row 77 of the data (train)"
+    assert f"({pairs}; rows count from 0)" in found[0].sentence
     assert found[0].rows == {"val": [3, 5], "train": [40, 77]}
 
 
@@ -208,7 +209,8 @@ def test_rows_with_the_same_x_and_another_target_are_named():
     samples = split(x, y, classes=["cat", "dog", "owl"])
     found = [f for f in check(samples).warnings if f.name == "label conflicts"]
     assert len(found) == 1 and found[0].sentence.startswith("2 rows have the same x as another row and another target")
-    assert re.search(r'(train|val) row 7 is "owl"', found[0].sentence) and 'row 50 is "dog"' in found[0].sentence
+    assert re.search(r'row 7 of the data \((train|val)\) is "owl"', found[0].sentence)
+    assert re.search(r'row 50 \((train|val)\) is "dog"; rows count from 0', found[0].sentence)
     values = random(1).normal(size=100)
     values[7], values[50] = 1.0, 1.1  # measured twice: no contradiction
     assert "label conflicts" not in names(check(split(x, values, "values")))

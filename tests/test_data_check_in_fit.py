@@ -105,8 +105,10 @@ def test_parts_that_are_given_apart_are_named_by_their_own_rows():
     x, y = drawn()
     data = {"train": (x, y), "val": (x[10:14], y[10:14]), "test": (x[20:21], y[20:21])}
     found = {finding.sentence for finding in looked(data).warnings}
-    assert any("4 of 4 rows of val" in sentence and "val row 0 = train row 10" in sentence for sentence in found)
-    assert any("1 of 1 rows of test" in sentence and "test row 0 = train row 20" in sentence for sentence in found)
+    assert any("4 of 4 rows of val" in sentence and "row 0 of val = row 10 of train" in sentence for sentence in found)
+    assert any(
+        "1 of 1 rows of test" in sentence and "row 0 of test = row 20 of train" in sentence for sentence in found
+    )
 
 
 @pytest.mark.parametrize("thorough", [False, True])

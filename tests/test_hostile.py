@@ -11,6 +11,7 @@ import pytest
 from hostile import controls, runner
 from hostile.case import SPEC, TABLE, bomb
 from hostile.files import FILES
+from hostile.runs import RUNS
 from hostile.specs import SPECS
 from hostile.strace import faults
 
@@ -27,8 +28,8 @@ def outcomes():
 
 
 def test_the_corpus_is_as_large_as_is_said():
-    assert len(SPECS) >= 60 and len(FILES) >= 40
-    assert len(runner.CORPUS) == len(SPECS) + len(FILES), "two cases have one name"
+    assert len(SPECS) >= 60 and len(FILES) >= 40 and len(RUNS) >= 120
+    assert len(runner.CORPUS) == len(SPECS) + len(FILES) + len(RUNS), "two cases have one name"
     assert not runner.CORPUS.keys() & controls.CASES.keys()
 
 

@@ -330,7 +330,11 @@ def test_json_is_one_strict_object_with_null_where_the_loss_is_not_finite(file, 
 def test_a_plot_is_written_and_one_that_cannot_be_is_refused_before_the_sweep(file, capsys, tmp_path):
     assert main(["lr-find", file, "--plot", "lr.png"]) == 0
     assert (tmp_path / "lr.png").read_bytes().startswith(b"\x89PNG")
-    for path, fault in (("lr.txt", "a plot is one of .png, .svg, .pdf."), ("no/lr.png", 'there is no folder "no".')):
+    for path, fault in (
+        ("lr.txt", "a plot is one of .png, .svg, .pdf."),
+        ("no/lr.png", 'there is no folder "no".'),
+        ("lr.png", "is there already; nothing is overwritten."),
+    ):
         capsys.readouterr()
         assert main(["lr-find", file, "--plot", path]) == 2
         assert capsys.readouterr().err.startswith(f"--plot {path}: {fault}")

@@ -382,7 +382,11 @@ def test_odd_values_in_a_run_folder_do_not_take_the_page_down(digits):
     history = json.loads((digits / "history.json").read_text())
     for start in ("", "val_"):
         history["columns"][f"{start}<script>&$x^2$"] = history["columns"].pop(f"{start}accuracy")
-    history |= {"directions": {}, "stopped": "</p><script>", "spec": {"fit": 7, "optimizer": "</b>"}}
+    history |= {
+        "directions": {"loss": "min", "val_loss": "min"},
+        "stopped": "</p><script>",
+        "spec": {"fit": 7, "optimizer": "</b>"},
+    }
     (digits / "history.json").write_text(json.dumps(history))
     with pytest.warns(UserWarning, match="could not be made"):
         path = fitkit.report(digits)

@@ -8,7 +8,7 @@ import torch
 from sklearn import metrics as theirs
 
 import fitkit
-from fitkit.after.run_outcomes import read_outcomes
+from fitkit.after.run_outcomes import file_outcomes, looks, read_outcomes
 from fitkit.evaluation.evaluation import evaluate
 from fitkit.evaluation.outcomes import Outcomes
 from fitkit.evaluation.worst import worst
@@ -135,20 +135,33 @@ def test_a_share_that_is_better_low_is_compared_so(tmp_path, monkeypatch):
         metrics.pop("zero_one_loss")
 
 
-@pytest.mark.parametrize("x", [torch.arange(80.0) / 7, torch.arange(80) % 9])
+@pytest.mark.parametrize("x", [torch.arange(80.0) / 7, torch.arange(80) % 9], ids=["numbers", "token ids"])
 def test_samples_that_are_one_number_are_looked_at(x):
-    model = (
-        torch.nn.Embedding(9, 3)
-        if not x.is_floating_point()
-        else torch.nn.Sequential(torch.nn.Unflatten(0, (-1, 1)), torch.nn.Linear(1, 3))
-    )
-    with pytest.warns(fitkit.DataWarning) if x.is_floating_point() else _nothing():
-        fitkit.Model(model).fit({"fit": {"epochs": 1}}, data=(x, torch.arange(80) % 3))
+    layers = [torch.nn.Unflatten(0, (-1, 1)), torch.nn.Linear(1, 3)] if x.is_floating_point() else []
+    model = torch.nn.Sequential(*layers) if layers else torch.nn.Embedding(9, 3)
+    assert len(fitkit.Model(model).fit({"fit": {"epochs": 1}}, data=(x, torch.arange(80) % 3))) == 1
 
 
-class _nothing:  # noqa: N801
-    def __enter__(self):
-        return self
+def test_a_run_whose_data_changed_is_measured_by_no_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = ["a,b,kind", *(f"{i * 37 % 101},{i * 53 % 97},{'xy'[i % 2]}" for i in range(60))]
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    fitkit.fit({"data": {"csv": {"path": "table.csv"}}, "model": "mlp", "fit": {"epochs": 1}}, out="run")
+    assert len(read_outcomes(tmp_path / "run", command="a test")) == 12
+    (tmp_path / "table.csv").write_text("\n".join(lines[:5] + lines[6:]))
+    with pytest.raises(fitkit.DataError, match="is not what it was trained with"):  # rows of train may be in val now
+        read_outcomes(tmp_path / "run", command="a test")
+    (tmp_path / "table.csv").unlink()
+    with pytest.raises(fitkit.DataError, match="table.csv: no such file. .* --root DIR"):
+        read_outcomes(tmp_path / "run", command="a test")
 
-    def __exit__(self, *_):
-        return None
+
+def test_the_file_that_was_trained_on_is_said_to_be_that_and_counts_as_a_look_at_its_test_rows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = ["a,b,kind", *(f"{i * 37 % 101},{i * 53 % 97},{'xy'[i % 2]}" for i in range(60))]
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    spec = {"data": {"csv": {"path": "table.csv"}}, "splits": {"random": {"test": 0.2}}, "model": "mlp"}
+    fitkit.fit({**spec, "fit": {"epochs": 1}}, out="run")
+    with pytest.warns(UserWarning, match="is the file that this run was trained on"):
+        assert len(file_outcomes(tmp_path / "run", tmp_path / "table.csv")) == 60
+    assert [look["command"] for look in looks(tmp_path / "run")] == ["evaluate DATA"]

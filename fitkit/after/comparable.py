@@ -14,12 +14,11 @@ from fitkit.after.finished import read_spec
 from fitkit.builder.tables import TABLES
 from fitkit.changes import differing
 from fitkit.engine.batches import RowBatches
-from fitkit.errors import CheckpointError, DataError, SpecError, listing, show
+from fitkit.errors import CheckpointError, SpecError, listing, show
 from fitkit.evaluation.contrast import Overlap, overlap
 from fitkit.evaluation.measures import MEASURED, Measure, measures
 from fitkit.evaluation.outcomes import Outcomes
-from fitkit.model import load
-from fitkit.session import fingerprint
+from fitkit.model import load, load_line
 from fitkit.spec import reader
 
 RAN_ON = ("fitkit", "torch", "python", "platform", "device", "device_name", "threads", "precision", "compiled")
@@ -87,16 +86,19 @@ def read_run(folder: Path, root: Path | None, split: str) -> Kept:
     if spec.model is None or spec.data is None or spec.data.name == "arrays":
         raise SpecError(
             f"{folder}: its model or data was given in Python, so that no command can read it again. "
-            "Use fitkit.load(…).evaluate((x, y)) for each of the runs."
+            f"Evaluate each of the runs in Python: {load_line(folder, own=spec.model is None)}.evaluate((x, y))."
         )
     environment, summary = run_folder.read_environment(folder), files.read_json(folder / run_folder.SUMMARY)
     parts = [name.removeprefix("data_") for name in PARTS if name in environment]
     if parts and split not in parts:
         raise SpecError(f"{folder}: this run has no {split} split, only {listing(parts)}.")
+    tree = reader.read_text(run_folder.read_resolved(folder)).plain()
+    if not all(isinstance(tree.get(key), dict) for key in ("loss", "metrics")) or len(tree["loss"]) != 1:
+        raise CheckpointError(f"{folder / run_folder.RESOLVED}: is damaged: a resolved spec names loss and metrics.")
     model = load(folder)
     return Kept(
         folder=folder,
-        tree=reader.read_text(run_folder.read_resolved(folder)).plain(),
+        tree=tree,
         environment=environment,
         summary=summary,
         card=model.card,
@@ -179,15 +181,7 @@ def _meaning(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def take(kept: Kept, outcomes: Outcomes) -> Taken:
-    """Return a run with its outcomes measured; DataError where the rows are not those that it was trained with."""
-    then = kept.environment.get(f"data_{outcomes.part}")
-    if outcomes.batches is not None and then is not None:
-        [(name, now)] = fingerprint({outcomes.part: outcomes.batches}).items()
-        if now != then:
-            raise DataError(
-                f"{kept.folder}: its data, or how it is split, is not what it was trained with: the fingerprint "
-                f"{name} in {run_folder.ENV} is another. Put the data of then back, or fit it again."
-            )
+    """Return a run with its outcomes measured."""
     found, notes = measures(outcomes)
     return Taken(
         kept=kept, outcomes=outcomes, measures={measure.name: measure for measure in found}, notes=tuple(notes)

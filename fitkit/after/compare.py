@@ -9,6 +9,7 @@ from typing import Any
 
 from fitkit.after import comparable
 from fitkit.after.comparable import CALLED, Difference, Kept, Taken
+from fitkit.after.finished import RunLike, folder_of
 from fitkit.after.run_outcomes import read_outcomes, say_looks
 from fitkit.changes import NOTHING
 from fitkit.errors import SpecError, listing, nearest, show
@@ -96,9 +97,9 @@ class Comparison:
 
 
 def compare(
-    run: Path | str,
-    *runs: Path | str,
-    against: Sequence[Path | str] = (),
+    run: RunLike,
+    *runs: RunLike,
+    against: Sequence[RunLike] = (),
     split: str = "val",
     metric: str | None = None,
     root: Path | str | None = None,
@@ -106,7 +107,8 @@ def compare(
     """Return how finished runs differ, and whether that is more than noise; each is compared with the first.
 
     Args:
-        run, runs: run folders; with `against`, runs of one spec that differ in seed.
+        run, runs: run folders, or the Histories of fits that wrote one; with `against`, runs of one spec that differ
+            in seed.
         against: other seeds of another spec, which are then what is compared with, over the seeds.
         split: "val" or "test"; looking at the test split is noted in the ledger of each run.
         metric: what the verdict is about; the first metric of the runs without it.
@@ -115,7 +117,7 @@ def compare(
     Raises SpecError where there is nothing to compare, DataError where the data is not that of the runs any more, and
     CheckpointError for a run that is unfinished or damaged.
     """
-    folders = [Path(name) for name in (*against, run, *runs)]
+    folders = [folder_of(name, "compare") for name in (*against, run, *runs)]
     comparable.check_number(folders)
     groups = (len(against), 1 + len(runs)) if against and len(folders) > 2 else None
     start = None if root is None else Path(root)

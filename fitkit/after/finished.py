@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 from torch import Tensor
 
 from fitkit import files, run_folder
 from fitkit.builder import check_tree
+from fitkit.cross_validation import CrossValidation
 from fitkit.errors import CheckpointError, DataError, SpecError
+from fitkit.history import History
 from fitkit.model import Model, features
 from fitkit.parts import array_file, csv_table
 from fitkit.spec import reader
 from fitkit.spec.reader import Node
 from fitkit.spec.spec import Spec
+
+RunLike = Path | str | History | CrossValidation
+RUN = (str, os.PathLike, History, CrossValidation)  # what names one run in Python
+
+
+def folder_of(run: object, command: str) -> Path:
+    """Return the folder of a run that Python named by its path, or by the History that came of it.
+
+    Raises SpecError for a History that was not written to a folder, and for anything else.
+    """
+    if isinstance(run, History | CrossValidation):
+        if run.run is None:
+            kind = type(run).__name__
+            raise SpecError(f"this {kind} has no run folder: fit(…, out=FOLDER), then {command} the folders.")
+        run = run.run
+    if not isinstance(run, str | os.PathLike):
+        raise SpecError(
+            f"{command} takes run folders, or what fit(…, out=FOLDER) returned, not a {type(run).__name__}."
+        )
+    return Path(run)
 
 
 def read_spec(folder: Path, root: Path | None = None) -> Spec:

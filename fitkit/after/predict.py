@@ -12,7 +12,7 @@ from torch import Tensor
 from fitkit.after.finished import csv_settings, read_spec, read_x, refuse_code
 from fitkit.errors import CheckpointError, Fault, FitkitError, Place, SpecError, listing, show
 from fitkit.files import as_text
-from fitkit.model import Model, load
+from fitkit.model import Model, load, load_line
 
 
 def predict_file(folder: Path, data: Path, out: Path) -> int:
@@ -27,10 +27,12 @@ def predict_file(folder: Path, data: Path, out: Path) -> int:
     refuse_code(data)
     model = load(folder)
     if model.card["inputs"]["vocabulary"] is not None:
-        raise FitkitError(f"{folder}: this run was trained on text; use fitkit.load(…) in Python.")
+        raise FitkitError(
+            f"{folder}: this run was trained on text: in Python {load_line(folder, own=False)}.predict(x)."
+        )
     x = read_x(model, data, csv_settings(read_spec(folder))[1])
     try:
-        header, rows = _rows(model, x)
+        header, rows = _rows(model, x, folder)
     except (RuntimeError, IndexError, ValueError) as error:  # the card is JSON that anybody may have written
         reason = (str(error).splitlines() or [""])[0]
         raise CheckpointError(f"{folder}: the model cannot compute these samples: {reason}.") from None
@@ -44,7 +46,7 @@ def predict_file(folder: Path, data: Path, out: Path) -> int:
     return len(rows)
 
 
-def _rows(model: Model, x: Tensor) -> tuple[list[str], list[list[Any]]]:
+def _rows(model: Model, x: Tensor, folder: Path) -> tuple[list[str], list[list[Any]]]:
     if model.card["target"] == "values":
         values = model.predict(x)
         columns = values.reshape(len(values), -1)
@@ -53,7 +55,8 @@ def _rows(model: Model, x: Tensor) -> tuple[list[str], list[list[Any]]]:
     outputs = model.outputs(x)
     probabilities = model.probabilities(outputs)
     if probabilities.ndim != 2:
-        raise FitkitError("predict writes one class a sample; this model gives several. Use fitkit.load(…) in Python.")
+        line = load_line(folder, own=False)
+        raise FitkitError(f"{folder}: this model gives several classes a sample: in Python {line}.predict(x).")
     names = model.card["classes"] or [str(i) for i in range(probabilities.shape[1])]
     if len(names) != probabilities.shape[1]:
         raise CheckpointError(f"the card names {len(names)} classes, and the model has {probabilities.shape[1]}.")

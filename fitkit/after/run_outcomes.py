@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,15 @@ from fitkit.builder import assemble
 from fitkit.builder.card import check_card
 from fitkit.builder.tables import TABLES
 from fitkit.engine import weights
+from fitkit.engine.batches import Batches
 from fitkit.errors import CheckpointError, DataError, SpecError, listing, printable
 from fitkit.evaluation.outcomes import Outcomes, merged, take_outcomes
-from fitkit.model import features, load
+from fitkit.model import Model, features, load, load_line
 from fitkit.parts import array_file, csv_table
+from fitkit.session import fingerprint
+from fitkit.spec.component import Component
 from fitkit.spec.options import FitOptions
+from fitkit.spec.spec import Spec
 
 LEDGER = "test_looks.json"  # when the test split was looked at: each look makes it less of a test
 
@@ -36,11 +43,19 @@ def read_outcomes(folder: Path, part: str = "val", root: Path | None = None, *, 
     options = FitOptions(batch_size=spec.fit.batch_size, precision=spec.fit.precision)  # no compiler, no workers
     spec = dataclasses.replace(spec, callbacks=(), fit=options)
     if spec.model is None or spec.data is None or spec.data.name == "arrays":
-        raise SpecError(f"{folder}: its model or data was given in Python: use fitkit.load(…) and its methods there.")
+        line = f"{load_line(folder, own=spec.model is None)}.evaluate((x, y))"
+        raise SpecError(f"{folder}: its model or data was given in Python. Measure it there, as by {line}.")
     path = folder / run_folder.WEIGHTS
     state, transform, card = weights.load(path, links=False)
     check_card(card, transform, path)
-    trainer, prepared = assemble(spec, None, None, None)
+    try:
+        trainer, prepared = assemble(spec, None, None, None)
+    except DataError as error:
+        if "no such file" not in str(error):
+            raise
+        hint = "The paths of this run start where it was fitted: go there, or name that folder with --root DIR."
+        raise DataError(f"{error} {hint}") from None
+    _refuse_other_data(folder, prepared.parts)
     if part not in prepared.parts:
         raise SpecError(f"{folder}: this run has no {part} split, only {listing(prepared.parts)}.")
     weights.put(trainer.model, state, path)
@@ -60,17 +75,55 @@ def read_outcomes(folder: Path, part: str = "val", root: Path | None = None, *, 
     return outcomes
 
 
+def _refuse_other_data(folder: Path, parts: Mapping[str, Batches]) -> None:
+    """Raise DataError where the parts are not those that the run had: rows of train may stand in val now."""
+    if not (folder / run_folder.ENV).exists():
+        return
+    then = run_folder.read_environment(folder)
+    known = {name: value for name, value in then.items() if isinstance(value, str)}
+    changed = [name for name, now in fingerprint(parts).items() if known.get(name, now) != now]
+    if changed:
+        others = "is another" if len(changed) == 1 else "are others"
+        raise DataError(
+            f"{folder}: its data, or how it is split, is not what it was trained with: {listing(changed)} in "
+            f"{run_folder.ENV} {others}, and rows of train may be in val now. Put its data back, or fit it again."
+        )
+
+
 def _all_folds(folder: Path, folds: list[Path], part: str, root: Path | None, command: str) -> Outcomes:
     if part != "val":
         raise SpecError(f"{folder}: all folds together have val alone: for {part} name one, such as {folds[0]}.")
     if run_folder.status(folder) != "finished":
         raise SpecError(f"{folder}: this cross-validation is not finished: go on with it by --resume.")
-    splits = read_spec(folds[0], root).splits
-    if splits is not None and (splits.get("repeats") or 1) > 1:
+    splits = _same_folds(folder, folds, root)
+    if "repeats" in splits.entry.facts["folds"] and splits.get("repeats") > 1:
         raise SpecError(
             f"{folder}: its rows are repeated, so they are not independent: name a fold, such as {folds[0]}."
         )
     return merged([read_outcomes(fold, "val", root, command=command) for fold in folds], f"val of {len(folds)} folds")
+
+
+def _same_folds(folder: Path, folds: list[Path], root: Path | None) -> Component:
+    """Return the splits of a cross-validation; CheckpointError unless its folders are all its folds, each once."""
+    first: list[Any] = []
+    count = len(folds)
+    for number, fold in enumerate(folds, 1):
+        spec = read_spec(fold, root)
+        splits = spec.splits
+        if splits is None or "folds" not in splits.entry.facts or splits.get("fold") != number:
+            raise CheckpointError(f"{fold}: this is not fold {number} of a cross-validation.")
+        asked = spec.resolved()
+        [arguments] = asked["splits"].values()
+        del arguments["fold"]
+        same = [asked[key] for key in ("seed", "data", "splits", "loss")]
+        first = first or same
+        if same != first:
+            raise CheckpointError(f"{fold}: this is a fold of another cross-validation than {folds[0]}.")
+        count = math.prod(splits.get(name) for name in splits.entry.facts["folds"])
+    if len(folds) != count:
+        raise CheckpointError(f"{folder}: holds {len(folds)} of the {count} folds of its cross-validation.")
+    assert splits is not None  # there is one fold, or nobody asks
+    return splits
 
 
 def looks(folder: Path) -> list[dict[str, str]]:
@@ -100,11 +153,33 @@ def say_looks(folder: Path) -> str:
     return f"the test split of {folder} was looked at {times}; each look makes it less of a test."
 
 
-def file_outcomes(folder: Path, data: Path) -> Outcomes:
-    """Return a run's outcomes on all rows of a file: a CSV with the target, or an .npz or .safetensors with x and y."""
+def say_unfinished(folder: Path) -> str:
+    """Return the line that tells that a run did not come to its end; nothing for one that did."""
+    if (status := run_folder.status(folder)) == "finished":
+        return ""
+    return f"{folder}: this run is {status}, not finished: these are its best weights so far."
+
+
+def file_outcomes(folder: Path, data: Path, *, command: str = "evaluate") -> Outcomes:
+    """Return a run's outcomes on all rows of a file: a CSV with the target, or an .npz or .safetensors with x and y.
+
+    The file that the run was trained on is said to be that, and its test rows count as looked at.
+    """
     refuse_code(data)
     model = load(folder)
     spec = read_spec(folder)
+    outcomes = _of_file(model, spec, data)
+    own = spec.data.get("path") if spec.data is not None else None
+    if isinstance(own, str) and Path(own).resolve() == data.resolve():
+        others = f"fitkit evaluate {folder} --split val measures rows that it was not trained on"
+        warnings.warn(f"{data}: is the file that this run was trained on; {others}", stacklevel=2)
+        if "data_test" in run_folder.read_environment(folder):
+            run_folder.refuse_links(folder)
+            _note_look(folder, f"{command} DATA")
+    return outcomes
+
+
+def _of_file(model: Model, spec: Spec, data: Path) -> Outcomes:
     suffix = data.suffix.lower()
     if suffix == ".csv":
         columns = features(model.card)

@@ -16,7 +16,7 @@ from fitkit.builder.augment import make_augment, refuse_augment
 from fitkit.builder.tables import default
 from fitkit.data import Data, Inputs, Rows, Target
 from fitkit.engine.batches import ArrayBatches, Batch, Batches
-from fitkit.engine.intake import PARTS, Part, take
+from fitkit.engine.intake import PARTS, Part, take, take_whole
 from fitkit.engine.loading import LoaderBatches
 from fitkit.engine.mapped import MappedBatches
 from fitkit.engine.seeds import SPLIT, derive, kept_random_state
@@ -44,6 +44,10 @@ class Prepared:
         """Return what messages call a part."""
         return self.names.get(part) or (self.data.name if self.data else part)
 
+    def among(self, part: str) -> str:
+        """Return what follows a row of the data in messages: the part it is in, unless that was given by itself."""
+        return "" if part in self.names else f" ({part})"
+
     @functools.cached_property
     def first(self) -> Batch:
         """The first batch of the training part in its own order, read once: some data can only be iterated."""
@@ -67,11 +71,18 @@ class Prepared:
 
 
 def prepare(
-    spec: Spec, given: Any, *, dtype: torch.dtype, device: torch.device, transform: nn.Module | None = None
+    spec: Spec,
+    given: Any,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    transform: nn.Module | None = None,
+    whole: str | None = None,
 ) -> Prepared:
     """Read, split, transform and place the data; `given` is what Python handed to fit, or None.
 
-    A `transform` that was fitted before is used as it is, on data that comes in parts.
+    A `transform` that was fitted before is used as it is, on data that comes in parts. With `whole`, all of `given` is
+    the training part, which messages call by that name.
 
     Raises SpecError for a split or transform that does not fit the data, DataError for the data itself.
     """
@@ -80,7 +91,7 @@ def prepare(
         taken: Part | dict[str, Part] = spec.data.build()
         spec = _with_target(spec, taken)
     else:
-        taken = take(given)
+        taken = take(given) if whole is None else take_whole(given, whole)
         if spec.data is None or spec.data.name != "arrays":
             spec = replace(spec, data=default("sources", "arrays", "data"))
     assert spec.data is not None
@@ -92,7 +103,8 @@ def prepare(
             other = ", or give it as one (x, y)" * ("folds" in spec.splits.entry.facts)
             raise spec.splits.error(f"the data comes in parts already (train, val, …). Leave `splits` out{other}.")
         parts = {name: _for_model(part, spec) if isinstance(part, Data) else part for name, part in taken.items()}
-        return _given_parts(spec, parts, dtype, device, transform)
+        names = {name: f'data["{name}"]' if whole is None else whole for name in parts}
+        return _given_parts(spec, parts, names, dtype, device, transform)
     return _split_loader(spec, taken, dtype, device)
 
 
@@ -243,7 +255,12 @@ def _fitted_on(asked: Component, data: Data, train: Tensor) -> Tensor | Rows:
 
 
 def _given_parts(
-    spec: Spec, parts: Mapping[str, Part], dtype: torch.dtype, device: torch.device, transform: nn.Module | None
+    spec: Spec,
+    parts: Mapping[str, Part],
+    names: Mapping[str, str],
+    dtype: torch.dtype,
+    device: torch.device,
+    transform: nn.Module | None,
 ) -> Prepared:
     batches: dict[str, Batches] = {}
     train = parts["train"]
@@ -262,9 +279,8 @@ def _given_parts(
         else:
             if name == "train":
                 refuse_augment(spec)
-            batches[name] = _loader(part, spec, dtype, device, None, f"data[{name!r}]")
+            batches[name] = _loader(part, spec, dtype, device, None, names[name])
     rows = {name: torch.arange(len(part)) for name, part in parts.items() if isinstance(part, Data)}
-    names = {name: f'data["{name}"]' for name in parts}
     return Prepared(
         parts=batches,
         data=placed,

@@ -6,15 +6,21 @@ import dataclasses
 import math
 
 from fitkit.engine.seeds import FOLD, derive
+from fitkit.parts.folds import MOST_FOLDS
 from fitkit.spec.spec import Spec
 
 
 def fold_specs(spec: Spec) -> tuple[Spec, ...]:
-    """Return the spec of each fold of a cross-validation, in their order; none for a spec that asks for one run."""
+    """Return the spec of each fold of a cross-validation, in their order; none for a spec that asks for one run.
+
+    Raises SpecError for more than `MOST_FOLDS`, before memory is taken for them.
+    """
     splits = spec.splits
     if splits is None or "folds" not in splits.entry.facts or splits.get("fold") is not None:
         return ()
     count = math.prod(splits.get(name) for name in splits.entry.facts["folds"])
+    if count > MOST_FOLDS:
+        raise splits.error(f"asks for {count:,} folds, and at most {MOST_FOLDS:,} are run: take smaller numbers.")
     found = []
     for fold in range(1, count + 1):
         named = dataclasses.replace(splits, args={**splits.args, "fold": fold})

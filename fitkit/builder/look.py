@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 from fitkit.builder.data import Prepared
 from fitkit.data_check import KINDS, DataCheck, Part, Samples, check
@@ -47,7 +48,7 @@ def _samples(prepared: Prepared, thorough: bool) -> Samples | str:
             return "x stays in its file: fitkit check SPEC --data reads it"
         if batches.y is None or batches.starts is not None:
             return "windows of a text follow one another, and are no rows"
-        parts[name] = Part(name, batches.x, batches.y, batches.rows)
+        parts[name] = Part(name, batches.x, batches.y, batches.rows, **_place_of(prepared, name))
     assert data is not None
     first = spec.model[0].name if isinstance(spec.model, tuple) and spec.model else ""
     return Samples(
@@ -59,3 +60,14 @@ def _samples(prepared: Prepared, thorough: bool) -> Samples | str:
         in_time=spec.splits is not None and spec.splits.name == "time",
         scaled=prepared.transform is not None or spec.model is None or "Norm" in first,
     )
+
+
+def _place_of(prepared: Prepared, part: str) -> dict[str, Any]:
+    """Return by what messages name the rows of a part: as its own, as lines of a file, or as rows of the data."""
+    data, splits = prepared.data, prepared.spec.splits
+    if data is None or part in prepared.names:
+        return {"source": None}
+    if splits is not None and splits.name == "given" and data.split is not None:
+        home = part if part in data.split else "train"  # of which val is drawn, where the file holds no x_val
+        return {"source": None if home == part else home, "first": int(data.split[home][0])}
+    return {"source": "the data" if data.lines is None else data.name, "lines": data.lines}

@@ -261,7 +261,7 @@ def check_labels(prepared: Prepared, classes: int, ignore: int | None, loss: Com
         if bool(wrong.any()):
             row = int(_rows(wrong)[0])
             at, bad = int(batches.rows[row]), int(y[row][wrong[row]].flatten()[0])
-            where = f"{prepared.name(part)}: row {at} of y ({part})"
+            where = f"{prepared.name(part)}: row {at} of y{prepared.among(part)}"
             message = f"{where} is class {bad}, but the model has outputs for 0 to {classes - 1}."
             if bad == -100 and ignore is None:
                 message += f" If -100 marks what to leave out, write loss: {{{loss.name}: {{ignore_index: -100}}}}."
@@ -341,5 +341,5 @@ def check_values(prepared: Prepared, loss: Component) -> None:
         for value in (float(y.min()), float(y.max())):
             if not limits.holds(value):
                 row = int(batches.rows[_rows(y == value)[0]])
-                at = f"{prepared.name(part)}: row {row} of y ({part}) is {value:g}"
+                at = f"{prepared.name(part)}: row {row} of y{prepared.among(part)} is {value:g}"
                 raise DataError(f"{at}, but {loss.name} needs targets of {limits}.")

@@ -33,6 +33,21 @@ def add_code(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--code", metavar="FILE", action="append", default=[], help=help)
 
 
+def add_split(
+    parser: argparse.ArgumentParser, choices: tuple[str, ...], *, default: str | None = None, help: str
+) -> None:
+    """Have a command take one of a run's splits; SpecError for another word, with the one that is near."""
+
+    def chosen(word: str) -> str:
+        if word in choices:
+            return word
+        near = nearest(word, choices)
+        hint = f"Did you mean {near}?" if near else f"Choose from {listing(choices)}."
+        raise SpecError(f"--split {word}: there is no such split. {hint}")
+
+    parser.add_argument("--split", choices=choices, type=chosen, default=default, help=help)
+
+
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
     """Hold Python's collector while modules are imported: it would take a quarter of the time, and find nothing."""

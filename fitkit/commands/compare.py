@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from fitkit.commands.common import add_code, importing, run_codes, run_folder
+from fitkit.commands.common import add_code, add_split, importing, run_codes, run_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs; each is compared with the first")
     help = "runs to compare with: other seeds of another spec, tested over the seeds"
     parser.add_argument("--against", metavar="RUN", nargs="+", default=[], help=help)
-    parser.add_argument("--split", choices=("val", "test"), default="val", help="default: val")
+    add_split(parser, ("val", "test"), default="val", help="default: val")
     parser.add_argument("--metric", metavar="NAME", help="what the verdict is about (default: the first metric)")
     parser.add_argument("--root", metavar="DIR", help="where the paths of the runs' data start (default: here)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -46,6 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _writable(path: Path) -> Path:
     if path.suffix.removeprefix(".").lower() not in FORMATS:
         raise _refused(path, f"a plot is one of {listing(f'.{name}' for name in FORMATS)}.")
+    if path.exists() or path.is_symlink():
+        raise _refused(path, "is there already; nothing is overwritten. Choose another name.")
     if not path.parent.is_dir():
         raise _refused(path, f"there is no folder {show(str(path.parent))}. Make it first.")
     return path

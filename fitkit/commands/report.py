@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from fitkit.commands.common import add_code, importing, run_codes, run_folder
+from fitkit.commands.common import add_code, add_split, importing, run_codes, run_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare its arguments."""
     parser.add_argument("run_folders", metavar="RUN", nargs="+", help="folder of a run; several are compared")
-    parser.add_argument("--split", choices=("train", "val", "test"), help="what to evaluate on; default: val")
+    add_split(parser, ("train", "val", "test"), help="what to evaluate on; default: val")
     parser.add_argument("--out", metavar="FILE", help="default: RUN/report.html, for several runs comparison.html")
     parser.add_argument("--root", metavar="DIR", help="where the paths of the run's data start (default: here)")
     add_code(parser)

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from fitkit.commands.common import add_code, add_run, importing, run_codes, run_folder
+from fitkit.commands.common import add_code, add_run, add_split, importing, run_codes, run_folder
 from fitkit.errors import SpecError
 
 
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare its arguments."""
     add_run(parser)
     parser.add_argument("data", metavar="DATA", nargs="?", help="a file like the one that was trained on")
-    parser.add_argument("--split", choices=("train", "val", "test"), default=None, help="default: val")
+    add_split(parser, ("train", "val", "test"), help="default: val")
     parser.add_argument("--count", type=int, default=20, metavar="N", help="how many (default: 20)")
     parser.add_argument("--out", metavar="FILE", help="write them to this CSV file too")
     help = "write all samples whose label is suspected to be wrong to this CSV file"

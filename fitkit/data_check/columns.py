@@ -175,12 +175,12 @@ def _sentinels(train: Part, ends: Ends, names: Sequence[str], numbers: Tensor) -
             if code in SENTINELS and distance > rest.max() - rest.min() and distance > 0.5 * abs(code):
                 rows = train.numbers((values == code).nonzero().flatten())
                 many = f"{len(rows):,} row{'s' * (len(rows) > 1)} of train"
-                named = several([str(int(row)) for row in rows[:3]], len(rows))
                 return Finding(
                     name="missing values",
                     level="warning",
-                    sentence=f"column {names[column]} of x is {code:.0f} in {many} (row {named}), far from all other "
-                    f"values, which go from {rest.min():.4g} to {rest.max():.4g}",
+                    sentence=f"column {names[column]} of x is {code:.0f} in {many} "
+                    f"({train.places(rows)}{train.counted}), far from all other values, which go from "
+                    f"{rest.min():.4g} to {rest.max():.4g}",
                     advice="If that stands for a missing value, fill it in (by the median, say) and add a 0/1 column.",
                     rows={train.name: kept(rows)},
                     columns=[names[column]],
@@ -211,8 +211,8 @@ def _far_off(train: Part, ends: Ends, names: Sequence[str], numbers: Tensor, sam
         name="outliers",
         level="warning",
         sentence=f"{told} of x {'has' if len(chosen) == 1 else 'have'} values far off: {names[column]} is "
-        f"{values[worst]:.4g} in row {int(train.numbers(worst))}, and from {low:.4g} to {high:.4g} in 98 % "
-        "of the rows",
+        f"{values[worst]:.4g} in {train.places(train.numbers(worst)[None])}, and from {low:.4g} to {high:.4g} in 98 % "
+        f"of the rows{train.counted}",
         advice="Mend it if it is a mistake, else take logarithms or clip it: scaling squeezes all other rows together.",
         rows={train.name: [int(train.numbers(worst))]},
         columns=chosen,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fitkit.data_check.columns import table_of
-from fitkit.data_check.finding import MOST_NAMED, Finding, Part, Samples, kept, several, spread_out
+from fitkit.data_check.finding import MOST_NAMED, Finding, Part, Samples, kept, pair, several, spread_out
 from fitkit.errors import show
 
 CHUNK = 1 << 22  # bytes of x that are gathered at a time
@@ -168,11 +168,13 @@ def _shared(parts: Sequence[Part], twins: Twins, one: int, other: int, chance: f
     deviation = (max(repeated, 1 / size) / size) ** 0.5
     copied = number >= FEW and number / size - repeated > ENOUGH * deviation
     by_chance = not copied and number <= ENOUGH * chance * size * len(parts[one])
-    pairs = [f"{name} row {rows[i]} = {base} row {twin[i]}" for i in rows.argsort()[:MOST_NAMED].tolist()]
+    order = rows.argsort()[:MOST_NAMED].tolist()
+    pairs = [pair(parts[other], int(rows[i]), "=", parts[one], int(twin[i])) for i in order]
     return Finding(
         name="duplicates",
         level="note" if by_chance else "warning",
-        sentence=f"{number:,} of {size:,} rows of {name} are duplicates of rows of {base} ({several(pairs, number)})",
+        sentence=f"{number:,} of {size:,} rows of {name} are duplicates of rows of {base} "
+        f"({several(pairs, number)}{parts[one].counted})",
         advice=BY_CHANCE
         if by_chance
         else f"{name} then looks better than it is: remove repeated rows before the split, or split by group.",
@@ -194,7 +196,7 @@ def _conflict(samples: Samples, twins: Twins, chance: float) -> Finding | None:
     if not len(members):
         return None
     total, groups = len(y), int(differ.sum())
-    pairs = [_contradiction(samples, twins, int(group)) for group in differ.nonzero().flatten()[:MOST_NAMED]]
+    pairs = [_contradiction(samples, twins, mine, int(group)) for group in differ.nonzero().flatten()[:MOST_NAMED]]
     by_chance = groups <= ENOUGH * chance * total * (total - 1) / 2
     rows = {}
     for number, part in enumerate(parts):
@@ -204,22 +206,26 @@ def _conflict(samples: Samples, twins: Twins, chance: float) -> Finding | None:
     return Finding(
         name="label conflicts",
         level="note" if by_chance else "warning",
-        sentence=f"{len(members):,} rows have the same x as another row and another target ({several(pairs, groups)})",
+        sentence=f"{len(members):,} rows have the same x as another row and another target "
+        f"({several(pairs, groups)}{parts[0].counted})",
         advice=BY_CHANCE if by_chance else "Only one of them can be right: look at these rows, and mend their targets.",
         rows=rows,
     )
 
 
-def _contradiction(samples: Samples, twins: Twins, group: int) -> str:
-    """Name two rows of a group whose targets differ."""
+def _contradiction(samples: Samples, twins: Twins, targets: Tensor, group: int) -> str:
+    """Name two rows of a group whose targets (M, …) differ: the first, and the first or else the farthest other."""
     parts = list(samples.parts.values())
+    places = (twins.group == group).nonzero().flatten()
+    away = (targets[places] - targets[places[:1]]).abs().amax(1)
+    chosen = torch.cat([places[:1], places[away > 0][:1], places[away.argmax()][None]])  # a group may be all the data
     said: list[str] = []
-    for place in (twins.group == group).nonzero().flatten().tolist():
+    for place in chosen.tolist():
         part, position = parts[int(twins.part[place])], twins.position[place : place + 1]
         target = part.targets(position)[0]
         word = f"{float(target.flatten()[0]):.4g}"
         if samples.target == "classes" and target.ndim == 0:
             word = show(samples.class_name(int(target)))
         if not said or (len(said) == 1 and word not in said[0]):
-            said.append(f"{part.name} row {int(part.numbers(position))} is {word}")
+            said.append(f"{part.place(int(part.numbers(position)), bool(said))} is {word}")
     return ", ".join(said)

@@ -17,12 +17,20 @@ MOST_KEPT = 1000  # rows of a part that a finding keeps
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the data: the rows `rows` (n,) of x (N, ...) and y (N, ...); they may be on any device."""
+    """One part of the data: the rows `rows` (n,) of x (N, ...) and y (N, ...); they may be on any device.
+
+    Messages name a row by its line in `source` where `lines` (N,) tells it, else by its number there, counted from 0;
+    in a part that was given by itself, whose `source` is None, that is its number in the part. `first` is the row of x
+    that counts as 0.
+    """
 
     name: str
     x: Tensor
     y: Tensor
     rows: Tensor
+    source: str | None = "the data"
+    lines: Sequence[int] | None = None
+    first: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -33,7 +41,26 @@ class Part:
 
     def numbers(self, positions: Tensor) -> Tensor:
         """Return the numbers by which the user knows the rows at these positions, from 0, on the CPU."""
-        return self.rows[positions].cpu()
+        return self.rows[positions].cpu() - self.first
+
+    def place(self, number: int, short: bool = False) -> str:
+        """Name the row of a number: "line 243 of penguins.csv (train)"; `short` leaves the file out."""
+        if self.source is None:
+            return f"row {number} of {self.name}"
+        place = f"row {number}" if self.lines is None else f"line {self.lines[number]}"
+        return f"{place} ({self.name})" if short else f"{place} of {self.source} ({self.name})"
+
+    def places(self, numbers: Tensor) -> str:
+        """Name the first rows of some numbers of this part: "lines 3, 5 and 9 of penguins.csv"."""
+        shown = numbers[:MOST_NAMED].tolist()
+        word = "row" if self.lines is None else "line"
+        named = several([str(n if self.lines is None else self.lines[n]) for n in shown], len(numbers))
+        return f"{word}{'s' * (len(numbers) > 1)} {named} of {self.source or self.name}"
+
+    @property
+    def counted(self) -> str:
+        """What follows rows in a sentence that are named by number."""
+        return "; rows count from 0" if self.lines is None else ""
 
     def targets(self, positions: Tensor | slice = slice(None)) -> Tensor:
         """Return the targets at these positions in the part, (n, ...), on the CPU."""
@@ -72,9 +99,10 @@ class Finding:
 
     name: what kind of thing it is, such as "duplicates"; the same for the same kind in every run.
     level: a warning is told before the first epoch, a note only by `fitkit check SPEC --data`.
-    sentence: what it is, with numbers and the first rows; rows count from 0 in the data, or in a part given by itself.
+    sentence: what it is, with numbers and the first rows: by line in a CSV file, of which the header is line 1, else
+        by number, counted from 0 in the data, or in a part given by itself.
     advice: what to do about it.
-    rows: the rows concerned by part, of each the first thousand.
+    rows: the rows concerned by part, of each the first thousand, counted from 0.
     columns: the columns concerned.
     """
 
@@ -102,6 +130,11 @@ def several(names: Sequence[str], total: int | None = None) -> str:
     if total > len(shown):
         return ", ".join(shown) + f" and {total - len(shown):,} more"
     return ", ".join(shown[:-1]) + " and " + shown[-1] if len(shown) > 1 else "".join(shown)
+
+
+def pair(part: Part, row: int, sign: str, other: Part, twin: int) -> str:
+    """Name two rows that are the same: "line 3 (val) = line 243 of penguins.csv (train)"."""
+    return f"{part.place(row, short=True)} {sign} {other.place(twin)}"
 
 
 def kept(rows: Tensor) -> list[int]:

@@ -46,17 +46,29 @@ def _named(samples: Samples, numbers: Tensor) -> str:
     return several([show(samples.class_name(number)) for number in numbers[:3].tolist()], len(numbers))
 
 
+def _spelling(samples: Samples, numbers: Tensor) -> str:
+    """Name a class of these numbers whose name is that of another but for case and spaces; "" if there is none."""
+    names: dict[str, list[str]] = {}
+    for name in samples.classes or ():
+        names.setdefault("".join(name.split()).casefold(), []).append(name)
+    for name in (samples.class_name(number) for number in numbers.tolist()):
+        if others := [other for other in names.get("".join(name.split()).casefold(), ()) if other != name]:
+            return f"{show(name)} differs from {show(others[0])} only in case or spaces: write one class in one way."
+    return ""
+
+
 def _unknown(samples: Samples, train: Tensor, part: Part, counts: Tensor) -> Finding | None:
     lost = ((train == 0) & (counts > 0)).nonzero().flatten()
     if not len(lost):
         return None
+    spelling = _spelling(samples, lost)
     rows = part.numbers(torch.isin(part.targets(), lost).nonzero().flatten())
     return Finding(
         name="classes without training rows",
         level="warning",
         sentence=f"train has no row of class {_named(samples, lost)}, and {part.name} has {len(rows):,} "
-        f"(row {several([str(int(row)) for row in rows[:3]], len(rows))})",
-        advice="No model can get these right: use splits: stratified, or give train rows of each class.",
+        f"({part.places(rows)}{part.counted})",
+        advice=spelling or "No model can get these right: use splits: stratified, or give train rows of each class.",
         rows={part.name: rows[:1000].tolist()},
     )
 
@@ -66,13 +78,14 @@ def _lacking(samples: Samples, train: Tensor, part: Part, counts: Tensor) -> Fin
     if not len(lost):
         return None
     by_chance = (1 - train / train.sum()) ** len(part)
-    expected = bool((by_chance[lost] * len(lost) > CHANCE).all())
+    expected, spelling = bool((by_chance[lost] * len(lost) > CHANCE).all()), _spelling(samples, lost)
     return Finding(
         name="classes absent",
-        level="note" if expected else "warning",
+        level="note" if expected and not spelling else "warning",
         sentence=f"{part.name} has no row of class {_named(samples, lost)}, of which train has "
         f"{int(train[lost].sum()):,}",
-        advice=f"What {part.name} says holds for the other classes only: use splits: stratified, or a larger part.",
+        advice=spelling
+        or f"What {part.name} says holds for the other classes only: use splits: stratified, or a larger part.",
     )
 
 

@@ -39,6 +39,11 @@ def take(data: Any) -> Part | dict[str, Part]:
     return {name: _part(part, f"data[{show(name)}]") for name, part in data.items()}
 
 
+def take_whole(data: Any, name: str) -> dict[str, Part]:
+    """Return data of which nothing is split off, as the part "train"; `name` is what messages call it."""
+    return {"train": _part(data, name)}
+
+
 def _part(data: Any, name: str) -> Part:
     if isinstance(data, Dataset | DataLoader):
         return data

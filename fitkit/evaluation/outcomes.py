@@ -198,6 +198,9 @@ def merged(parts: Sequence[Outcomes], part: str) -> Outcomes:
 
     Where only some of their models are calibrated, the temperature is 1.
     """
+    for one in parts:
+        if (one.kind, one.reads, one.outputs.shape[1:]) != (parts[0].kind, parts[0].reads, parts[0].outputs.shape[1:]):
+            raise DataError(f"{part}: the models give outputs of different kinds or numbers, so they cannot be joined.")
     order = torch.cat([one.rows for one in parts]).argsort(stable=True)
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))

@@ -29,6 +29,7 @@ from fitkit.spec.types import Fraction, NonNegativeInt, PositiveInt, Range
 
 FoldCount = Annotated[int, Range(low=2)]
 MOST_CLASSES, MOST_WIDE = 10, 20  # how many classes `fold_counts` prints, and letters of their names
+MOST_FOLDS = 10_000  # each is a run of its own
 DIGITS = 12  # to which squared shares are compared: rounding errors of sums choose nothing
 
 folds = Table("split")
@@ -146,6 +147,8 @@ def fold_counts(data: Data, parts: Sequence[Mapping[str, Tensor]]) -> str:
 
 def _number(fold: int | None, count: int) -> int:
     """Return which fold is asked for, from 0."""
+    if count > MOST_FOLDS:
+        raise ValueError(f"{count:,} folds are more than the {MOST_FOLDS:,} that are dealt: take smaller numbers")
     if fold is not None and fold > count:
         raise ValueError(f"there is no fold {fold}: there are {count}, numbered from 1")
     return (fold or 1) - 1

@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -102,7 +102,8 @@ def csv(
     features = csv_table.features(table, used)
     x = csv_table.encode_table(table, features)
     y, kind, classes = csv_table.targets(table, wanted, task)
-    return Data(x=x, y=y, target=kind, name=Path(path).name, classes=classes, features=features, columns=table.columns)
+    about: dict[str, Any] = {"name": Path(path).name, "columns": table.columns, "lines": table.lines}
+    return Data(x=x, y=y, target=kind, classes=classes, features=features, **about)
 
 
 @sources.register

@@ -32,7 +32,8 @@ from . import controls
 from .case import SPEC, TABLE, Case
 from .files import FILES, finished
 from .guard import Forbidden, Guard
-from .specs import SPECS
+from .runs import RUNS
+from .specs import SPECS, changed
 
 MOST_SECONDS, MOST_MIB = 2.0, 200
 HANGS_AFTER = 20  # seconds, after which the process is given up and another goes on behind the case
@@ -41,7 +42,7 @@ CASES_A_PROCESS = 220
 CANARY = "canary-of-the-outside"
 MARK = "/hostile-mark/"  # opened in vain at the beginning of a way: strace shows where it is
 ROOT = Path(__file__).resolve().parents[2]
-CORPUS = {case.name: case for case in [*SPECS, *FILES]}
+CORPUS = {case.name: case for case in [*SPECS, *FILES, *RUNS]}
 
 
 @dataclass
@@ -182,6 +183,7 @@ def prepare(work: Path) -> None:
     secret = "".join(f"{i},{CANARY},{'ab'[i % 2]}\n" for i in range(40))
     (outside / "secret.csv").write_text(f"size,{CANARY},kind\n" + secret)
     (outside / "base.yaml").write_text(f"{CANARY}: 1\n" + SPEC)
+    (outside / "resolved.yaml").write_text(f"{CANARY}: 1\n" + SPEC)
     (outside / "keep.txt").write_text("keep me safe")
     for kind in ("table", "arrays"):
         box = work / f"benign-{kind}"
@@ -196,6 +198,12 @@ def prepare(work: Path) -> None:
         )
         with contextlib.chdir(box), _quiet():
             _cli("fit", "spec.yaml", "--out", "run", "--resume", "--quiet", "--checkpoint-every", "2 steps")
+    box = work / "benign-folds"
+    box.mkdir()
+    (box / "data.csv").write_text(TABLE)
+    (box / "spec.yaml").write_text(changed("splits: {kfold: 2}"))
+    with contextlib.chdir(box), _quiet():
+        _cli("fit", "spec.yaml", "--out", "run", "--quiet")
     shutil.copy(work / "benign-table" / "run" / "model.safetensors", outside / "model.safetensors")
     _warm_up(work)
 
@@ -212,10 +220,15 @@ def _warm_up(work: Path) -> None:
     warm += ["a quote that never ends", "a step that is a word", "a card with 10^8 outputs", "a header of 9 MiB"]
     for kind, file in (("table", "data.csv"), ("arrays", "data.npz"), ("arrays", "x.npy")):
         ways = tuple(way for way in WAYS if way != "verify")
-        harmless = Case("harmless", lambda box, kind=kind: finished(box, kind), ways, (), file)
+
+        def make(box: Path, kind: str = kind) -> None:
+            shutil.copytree(finished(box, kind), box / "twin")
+
+        harmless = Case("harmless", make, ways, (), file)
         for outcome in outcomes_of(harmless, work, None):
             if outcome.ended not in ("done", "exit 0", "exit 2"):
                 raise AssertionError(f"harmless {kind} [{outcome.way}] {outcome.ended}: {outcome.said}")
+    warm += ["names that clear the screen in a cross-validation", "a fold too few", "a run without a summary"]
     for name in warm:
         list(outcomes_of(CORPUS[name], work, None))
 
@@ -249,9 +262,16 @@ WAYS: dict[str, tuple[Callable[[Case], Any], tuple[str, ...]]] = {  # and what m
     "load": (_load, ()),
     "evaluate": (lambda case: _cli("evaluate", "run"), ()),
     "test": (lambda case: _cli("evaluate", "run", "--split", "test"), ("run",)),
-    "evaluate-data": (lambda case: _cli("evaluate", "run", case.data), ()),
+    "evaluate-data": (lambda case: _cli("evaluate", "run", case.data), ("run",)),  # the ledger, of the run's own file
     "predict": (lambda case: _cli("predict", "run", case.data, "--out", "predictions.csv"), ("predictions.csv",)),
     "init": (lambda case: _cli("init", case.data, "--out", "starter.yaml"), ("starter.yaml",)),
+    "diagnose": (lambda case: _cli("diagnose", "run"), ()),
+    "calibrate": (lambda case: _cli("calibrate", "run", "--bins", "3"), ("run",)),
+    "worst": (lambda case: _cli("worst", "run", "--out", "worst.csv"), ("worst.csv",)),
+    "worst-data": (lambda case: _cli("worst", "run", case.data, "--out", "worst.csv"), ("run", "worst.csv")),
+    "compare": (lambda case: _cli("compare", "run", "twin"), ()),
+    "check-data": (lambda case: _cli("check", "spec.yaml", "--data"), ()),
+    "lr-find": (lambda case: _cli("lr-find", "spec.yaml", "--steps", "50"), ()),
     "verify": (lambda case: _cli("verify-resume", "spec.yaml", "--kills", "1"), ("tmp",)),
 }
 

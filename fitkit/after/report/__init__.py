@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import fitkit
 from fitkit import files, run_folder
+from fitkit.after.finished import RUN, RunLike, folder_of
 from fitkit.after.report import classes, comparison, folds, probabilities, record, sections, verdict
 from fitkit.after.report.comparison import Runs, gather_runs
 from fitkit.after.report.figures import require_matplotlib
@@ -54,7 +55,7 @@ FOLDS: tuple[tuple[str, str, Callable[[Run, Sequence[Run]], Html | None]], ...] 
 
 
 def report(
-    runs: Path | str | Sequence[Path | str],
+    runs: RunLike | Sequence[RunLike],
     out: Path | str | None = None,
     *,
     split: str | None = None,
@@ -63,7 +64,7 @@ def report(
     """Write the report on a run, or a page that compares several, and return its path.
 
     Args:
-        runs: a run folder, or several.
+        runs: a run folder, or several; a History of a fit that wrote one stands for it.
         out: the HTML file; `report.html` in the folder of one run, `comparison.html` here for several.
         split: the part that the models are evaluated on. Without one that is val, and where it cannot be had, the
             report says why and goes on; "test" is noted in the run's ledger.
@@ -72,7 +73,8 @@ def report(
     Raises CheckpointError for a folder that holds no run or a damaged one, SpecError for a file that is there and is no
     report of fitkit.
     """
-    folders = [Path(runs)] if isinstance(runs, str | Path) else [Path(run) for run in runs]
+    several: Any = [runs] if isinstance(runs, RUN) or not isinstance(runs, Iterable) else runs
+    folders = [folder_of(run, "report") for run in several]
     if not folders or len(folders) > MOST_RUNS:
         raise SpecError(f"a report takes 1 to {MOST_RUNS} runs, not {len(folders)}.")
     require_matplotlib()
