@@ -44,3 +44,13 @@ def test_a_class_that_no_row_has_does_not_end_a_weighted_fit():
     spec = {"loss": {"cross_entropy": {"class_weight": [0.3, 1.7, 2.9]}}, "fit": {"epochs": 1}}
     history = fitkit.Model(torch.nn.Linear(4, 3).double()).fit(spec, data=(x.double(), y))
     assert 0 < history.baseline["val_loss"] < 0.7 and history.baseline["val_accuracy"] == 0.5
+
+
+@pytest.mark.parametrize("loss", ["mse_loss", "l1_loss", "huber_loss"])
+def test_what_a_constant_reaches_is_known_for_torchs_own_losses(loss):
+    x, y = torch.randn(60, 3), torch.arange(60.0)
+    spec = {"loss": loss, "fit": {"epochs": 1, "check_data": False}, "splits": {"random": {"val": 0}}}
+    history = fitkit.Model(torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Flatten(0))).fit(spec, data=(x, y))
+    constant = torch.full((60,), 29.0 if loss != "mse_loss" else 29.5)
+    expected = torch.nn.functional.__dict__[loss](constant, y).item()
+    assert history.baseline["loss"] == pytest.approx(expected, rel=1e-5)

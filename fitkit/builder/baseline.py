@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fitkit.builder.data import Prepared
 from fitkit.builder.objective import Contract
+from fitkit.builder.recipe import is_ours
 from fitkit.engine.batches import RowBatches
 from fitkit.engine.step import Loss
 
@@ -50,7 +51,7 @@ def constant_baseline(
     train, output = parts["train"], contract.loss.entry.facts["output"]
     if train is None or not len(train) or output == "scores":
         return {}
-    if not contract.loss.entry.factory.__module__.startswith("fitkit."):
+    if not is_ours(contract.loss.entry.factory):
         return {}
 
     def placed(outputs: Tensor, targets: Tensor) -> tuple[float, float]:

@@ -20,7 +20,7 @@ def make_recipe(begun: Outline, bound: Bound) -> dict[str, Any] | None:
     spec = bound.spec
     augment = (begun.spec.data and begun.spec.data.get("augment")) or []
     components = list(_components([spec.model, spec.loss, spec.metrics, begun.spec.optimizer, augment]))
-    if begun.model is not None or not all(_is_ours(c.entry.factory) for c in components):
+    if begun.model is not None or not all(is_ours(c.entry.factory) for c in components):
         return None
     resolved = spec.resolved()
     return {
@@ -36,7 +36,8 @@ def make_recipe(begun: Outline, bound: Bound) -> dict[str, Any] | None:
     }
 
 
-def _is_ours(factory: Any) -> bool:
+def is_ours(factory: Any) -> bool:
+    """Tell whether what a component makes is code of fitkit's or torch's, and not of the user's."""
     return str(getattr(factory, "__module__", "")).startswith(OURS)  # a partial or another object has none
 
 
