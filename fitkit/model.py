@@ -234,21 +234,25 @@ class Model:
         """
         return evaluate(self.outcomes(x, y, batch_size=batch_size))
 
-    def calibrate(self, x: Any, y: Any = None, *, bins: int = BINS, batch_size: int = PREDICT_BATCH) -> Calibration:
-        """Fit a temperature on data, given as for `outcomes`, that the module was not trained on, and keep it.
+    def calibrate(
+        self, x: Any, y: Any = None, *, bins: int = BINS, force: bool = False, batch_size: int = PREDICT_BATCH
+    ) -> Calibration:
+        """Fit a temperature on data, given as for `outcomes`, that the module was not trained on; keep it if it helps.
 
-        `predict_proba` divides logits by it from then on, `save` writes it, and another `fit` drops it. No prediction
-        changes. The result prints what it does to negative log-likelihood, calibration error and Brier score.
+        It helps where the negative log-likelihood falls, cross-fitted; `force` keeps it anyway. Otherwise an earlier
+        one stays. `predict_proba` divides logits by it from then on, `save` writes it, and another `fit` drops it. No
+        prediction changes. The result prints what it does to negative log-likelihood, calibration error, Brier score.
         """
-        found = calibrate(self.outcomes(x, y, batch_size=batch_size), bins=bins)
+        found = calibrate(self.outcomes(x, y, batch_size=batch_size), bins=bins, force=force)
         self.card.pop("temperature", None)
-        if found.temperature.value != 1:
-            self.card["temperature"] = found.temperature.value
+        if found.kept is not None:
+            self.card["temperature"] = found.kept
         return found
 
     def worst(self, x: Any, y: Any = None, *, count: int = 20, batch_size: int = PREDICT_BATCH) -> Worst:
         """Return the samples of data, given as for `outcomes`, with the highest loss, and suspected label errors.
 
+        Classes are ranked by -log p of the target, at the calibrated temperature, without weights of the loss.
         Those are only worth something on data that the module was not trained on.
         """
         return worst(self.outcomes(x, y, batch_size=batch_size), count)

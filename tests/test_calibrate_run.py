@@ -98,6 +98,27 @@ def test_a_second_calibration_fits_to_raw_logits_and_names_the_temperature_befor
     assert "it was" in text.splitlines()[0] and "5 bins of equal mass" in text
 
 
+def test_a_temperature_that_helps_no_held_out_sample_is_not_written_unless_it_is_forced(tmp_path, capsys):
+    spec = {"data": "breast_cancer", "splits": {"stratified": {"val": 0.2, "test": 0.2}}, "seed": 1}
+    more = {"model": [{"Linear": "outputs"}], "optimizer": {"AdamW": 0.01}}
+    fit = {"epochs": 15, "device": "cpu", "compile": False}
+    fitkit.fit({**spec, **more, "fit": fit}, out=tmp_path / "run")
+    folder = tmp_path / "run"
+    weights.amend(folder / "model.safetensors", temperature=1.7)
+    kept = (folder / "model.safetensors").read_bytes()
+    assert main(["calibrate", str(folder)]) == 0
+    said = capsys.readouterr()
+    assert "so it was not saved; --force (in Python force=True) saves it. The earlier temperature 1.7000 s" in said.out
+    assert "wrote" not in said.err and (folder / "model.safetensors").read_bytes() == kept
+    found, shown = json_of(capsys, "calibrate", folder), json_of(capsys, "calibrate", folder, "--split", "test")
+    assert found["change"]["nll"]["value"] == found["held_out"]["value"] == shown["held_out"]["value"] >= 0
+    assert not found["saved"] and not shown["saved"] and (folder / "model.safetensors").read_bytes() == kept
+    assert main(["calibrate", str(folder), "--force"]) == 0
+    said = capsys.readouterr()
+    assert "(T = 1); it was saved as it was forced." in said.out and "wrote the temperature into" in said.err
+    assert stored(folder)[2]["temperature"] == found["temperature"]["value"]
+
+
 def test_predictions_evaluation_and_loading_use_the_temperature(run, tmp_path, capsys):
     x = fitkit.builder.load_spec("data: digits\nmodel: [{Linear: outputs}]").data.build().x[:50]
     numpy.save(tmp_path / "x.npy", x.numpy())

@@ -6,15 +6,17 @@ import math
 import numpy
 import pytest
 import torch
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
+from scipy.stats import chi2
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
 
 import fitkit
 from fitkit.errors import DataError, FitkitError
-from fitkit.evaluation.calibration import FOLDS, calibrate, ece, fit_temperature, reliability, scores
+from fitkit.evaluation.calibration import FOLDS, calibrate, ece, reliability, scores
 from fitkit.evaluation.evaluation import evaluate
 from fitkit.evaluation.outcomes import Outcomes
+from fitkit.evaluation.temperature import fit_temperature
 
 
 def made(outputs, targets, reads="logits", samples=None, **more):
@@ -180,7 +182,13 @@ def test_where_every_prediction_is_right_no_temperature_is_best_and_it_stays_1()
     assert found.notes[0].startswith("every prediction on val is right, so nothing tells how sure the model may be")
     wrong = calibrate(made(-5 * torch.nn.functional.one_hot(targets).float(), targets), bins=5)
     assert wrong.temperature.value == 1
-    assert wrong.notes[0].startswith("no temperature between 0.01 and 100 is best on val: the temperature stays 1")
+    assert wrong.notes[0].startswith("no temperature between 0.01 and 100 is best on val: calibrate on more samples")
+    for one in (found, wrong):
+        assert not one.saved and one.kept is None and str(one).endswith("\nNo temperature was saved.")
+    earlier = made(5 * torch.nn.functional.one_hot(targets).float(), targets, temperature=1.7)
+    kept = calibrate(earlier, bins=5)
+    assert kept.kept == 1.7 and str(kept).endswith("No temperature was saved. The earlier temperature 1.7000 stays.")
+    assert calibrate(earlier, bins=5, force=True).kept is None and "nan" not in str(kept)
     json.dumps(found.to_json(), allow_nan=False)
 
 
@@ -242,15 +250,16 @@ def test_no_temperature_changes_a_prediction(temperature, one):
 def test_a_fit_drops_the_temperature_of_the_one_before():
     x = torch.randn(80, 4, generator=torch.Generator().manual_seed(0))
     y = (x[:, 0] + torch.randn(80, generator=torch.Generator().manual_seed(1)) > 0).long()
+    torch.manual_seed(0)
     model = fitkit.Model(torch.nn.Linear(4, 2))
     with pytest.raises(FitkitError, match="has not been fitted"):
         model.calibrate((x, y))
-    model.fit({"fit": {"epochs": 3}}, data=(x[:40], y[:40]))
+    model.fit({"optimizer": {"AdamW": 0.1}, "fit": {"epochs": 20}}, data=(x[:40], y[:40]))
     raw = model.predict_proba(x)
-    found = model.calibrate((x[40:], y[40:]))
+    found = model.calibrate((x[40:], y[40:]), force=True)
     assert model.card["temperature"] == found.temperature.value and found.previous is None
     assert torch.allclose(model.predict_proba(x), (raw.log() / found.temperature.value).softmax(1))
-    again = model.calibrate((x[40:], y[40:]))
+    again = model.calibrate((x[40:], y[40:]), force=True)
     assert again.previous == found.temperature.value == again.temperature.value
     assert "before" in str(again) and evaluate(model.outcomes((x, y))).notes[-1].startswith("probabilities")
     model.fit({"fit": {"epochs": 1}}, data=(x, y))
@@ -266,10 +275,69 @@ def test_a_part_whose_targets_are_all_ignored_has_no_calibration_error():
         calibrate(found)
 
 
-def test_a_temperature_that_helps_no_other_sample_is_said_to():
-    seeds = [calibrate(made(*drawn(count=30, scale=1.0, seed=seed)), bins=5) for seed in range(20)]
+NOTHING = "The data do not show that this is better than no temperature (T = 1)"
+
+
+def test_a_temperature_is_saved_only_where_it_helps_samples_that_it_was_not_fitted_on_or_by_force():
+    parts = [made(*drawn(count=30, scale=1.0, seed=seed)) for seed in range(20)]
+    seeds = [calibrate(part, bins=5) for part in parts]
     worse = [found for found in seeds if found.change["nll"].value >= 0]
     assert 0 < len(worse) < 20
-    for found in seeds:
-        said = [note for note in found.notes if note.startswith("it lowers no negative log-likelihood of samples")]
-        assert len(said) == (found in worse)
+    for part, found in zip(parts, seeds, strict=True):
+        assert found.held_out == found.change["nll"] and found.saved == (found not in worse)
+        assert found.kept == (None if found in worse else found.temperature.value)
+        said = f"{NOTHING}, so it was not saved; --force (in Python force=True) saves it."
+        assert (said in str(found)) == (found in worse) == ("It was saved" not in str(found))
+        assert (NOTHING in found._repr_html_()) == (found in worse)
+        assert found.to_json()["saved"] == found.saved
+        assert "cannot tell" not in str(found) and "too sure" not in str(found).splitlines()[0] or found.saved
+        forced = calibrate(part, bins=5, force=True)
+        assert forced.saved and forced.kept == found.temperature.value == forced.temperature.value
+        assert (f"{NOTHING}; it was saved as it was forced." in str(forced)) == (found in worse)
+    few = calibrate(made(*drawn(count=9, scale=1.0)), bins=3)
+    assert not few.saved and math.isnan(few.held_out.value) and NOTHING in str(few)
+
+
+def test_another_part_decides_nothing():
+    (logits, targets), (others, theirs) = drawn(), drawn(scale=0.4, seed=1)
+    found = calibrate(made(logits, targets), made(others, theirs, part="test"))
+    assert found.change["nll"].value > 0 > found.held_out.value and found.saved
+    assert found.held_out == calibrate(made(logits, targets)).held_out
+    assert "Samples of test do not (+" in str(found) and "test decides nothing" in str(found)
+
+
+def test_the_interval_is_that_of_the_profile_likelihood():
+    for seed, scale in ((0, 3.0), (1, 1.0), (2, 0.3)):
+        logits, targets = drawn(count=60, scale=scale, seed=seed)
+        best = optimum(logits, targets)
+
+        def excess(t, logits=logits, targets=targets, best=best):
+            sums = [-numpy.log(softmax(logits, one)[range(60), targets.numpy()]).sum() for one in (t, best)]
+            return sums[0] - sums[1] - chi2.ppf(0.95, 1) / 2
+
+        found = fit_temperature(made(logits, targets))
+        assert found.low == pytest.approx(brentq(excess, best / 20, best), rel=1e-6)
+        assert found.high == pytest.approx(brentq(excess, best, best * 50), rel=1e-6)
+    assert found.method == "profile likelihood"
+
+
+def test_the_interval_of_predictions_that_tell_next_to_nothing_has_no_upper_end():
+    outputs = torch.tensor([[1.0, 0.0]]).repeat(20, 1)
+    found = calibrate(made(outputs, (torch.arange(20) >= 11).long()), bins=5)  # p of 0.55: 1 / T is log(11 / 9)
+    assert found.temperature.value == pytest.approx(1 / math.log(11 / 9)) and found.temperature.high == math.inf
+    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["temperature"]["high"] is None
+    assert "to inf" in str(found)
+
+
+def test_a_model_keeps_its_earlier_temperature_where_a_calibration_is_not_saved():
+    seeds = {seed: calibrate(made(*drawn(count=30, scale=1.0, seed=seed)), bins=5) for seed in range(20)}
+    seed = next(seed for seed, found in seeds.items() if not found.saved)
+    x, y = drawn(count=30, scale=1.0, seed=seed)
+    model = fitkit.Model(torch.nn.Identity())
+    model.card = {"spec": {"loss": {"cross_entropy": {}}, "metrics": {}}, "class_dim": 1, "built": False}
+    assert not model.calibrate((x, y), bins=5).saved and "temperature" not in model.card
+    model.card["temperature"] = 1.7
+    found = model.calibrate((x, y), bins=5)
+    assert model.card["temperature"] == 1.7 and str(found).endswith("The earlier temperature 1.7000 stays.")
+    forced = model.calibrate((x, y), bins=5, force=True)
+    assert model.card["temperature"] == forced.temperature.value == seeds[seed].temperature.value

@@ -376,13 +376,13 @@ def test_the_worst_rows_of_a_table_are_shown_with_their_cells(runs, monkeypatch)
 
 
 def test_odd_values_in_a_run_folder_do_not_take_the_page_down(digits):
-    odd = {"started": 5, "command": ["<script>", {"a": 1}], "changes": 7, "data_extra": {"<i>": None}, "<b>": "\u202e"}
+    odd = {"started": 5, "command": ["<script>", {"a": 1}], "changes": 7, "data_val": {"<i>": None}, "<b>": "\u202e"}
     (digits / "env.json").write_text(json.dumps(odd))
     (digits / "summary.json").write_text(json.dumps({"status": "finished", "steps": "<x>", "stopped": []}))
     history = json.loads((digits / "history.json").read_text())
     for start in ("", "val_"):
         history["columns"][f"{start}<script>&$x^2$"] = history["columns"].pop(f"{start}accuracy")
-    history |= {"directions": {}, "stopped": "</p><script>", "spec": {"fit": 7, "optimizer": "</b>"}}
+    history |= {"directions": {"loss": "min", "val_loss": "min"}, "stopped": "</p><script>", "spec": {"fit": 7, "optimizer": "</b>"}}
     (digits / "history.json").write_text(json.dumps(history))
     with pytest.warns(UserWarning, match="could not be made"):
         path = fitkit.report(digits)

@@ -116,6 +116,7 @@ def test_colours_and_transparency_are_kept_and_large_images_are_made_smaller(mon
     assert zlib.crc32(sample.png())  # no number that is not one stops it
 
 
+@pytest.mark.filterwarnings("default:pets.csv. is the file that this run was trained on")
 def test_rows_of_a_table_are_shown_as_the_file_has_them_with_its_lines(runs, tmp_path, monkeypatch, capsys):
     lines = TABLE.splitlines()
     body = [f"{'xyz'[i % 3]}{i},{i / 10},{'red' if i % 3 else 'blue'},{'=cat' if i % 2 else 'dog'}" for i in range(40)]
@@ -135,7 +136,9 @@ def test_rows_of_a_table_are_shown_as_the_file_has_them_with_its_lines(runs, tmp
         assert (row["size"], row["colour"], row["row"]) == (size, colour, str(example.row))
         assert row["target"] == ("'=cat" if kind == "=cat" else "dog")  # no formula in a spreadsheet
     assert main(["worst", "run", "pets.csv", "--count", "40", "--json"]) == 0
-    everything = json.loads(capsys.readouterr().out)["examples"]
+    said = capsys.readouterr()
+    assert "is the file that this run was trained on" in said.err
+    everything = json.loads(said.out)["examples"]
     assert sorted(e["line"] for e in everything) == [*range(2, 5), *range(6, 43)]
     assert {e["sample"]["row"]["size"] for e in everything} == {i / 10 for i in range(40)}
 
@@ -239,7 +242,10 @@ def test_label_errors_of_the_training_part_are_no_evidence(runs, capsys):
 
 def test_label_errors_are_listed_to_csv_and_nothing_is_overwritten(runs, tmp_path, capsys):
     errors, out = tmp_path / "errors.csv", tmp_path / "worst.csv"
-    run = ["worst", str(digits(runs)), "--label-errors", str(errors), "--out", str(out), "--json"]
+    known = {"splits": {"stratified": {"val": 0.5}}, "model": {"mlp": [32]}, "optimizer": {"AdamW": 3e-3}}
+    fit = {"epochs": 10, "device": "cpu", "compile": False}
+    folder = runs("digits-known", data="digits", **known, fit=fit)
+    run = ["worst", str(folder), "--label-errors", str(errors), "--out", str(out), "--json"]
     assert main(run) == 0
     found = json.loads(capsys.readouterr().out)["label_errors"]
     written = rows_of(errors)

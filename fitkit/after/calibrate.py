@@ -13,10 +13,18 @@ from fitkit.session import locked
 
 
 def calibrate_run(
-    folder: Path, part: str = "val", root: Path | None = None, *, bins: int = BINS, equal_mass: bool = False
+    folder: Path,
+    part: str = "val",
+    root: Path | None = None,
+    *,
+    bins: int = BINS,
+    equal_mass: bool = False,
+    force: bool = False,
 ) -> Calibration:
-    """Fit a temperature on a run's validation split, write it into the run's weights file, and measure it on `part`.
+    """Fit a temperature on a run's validation split, measure it on `part`, and write it into the run's weights file.
 
+    It is written only where the cross-fitted negative log-likelihood of val falls by it, or by `force`: else that file
+    stays as it was, with an earlier temperature. What the test split says decides nothing.
     It is fitted to raw logits, whatever temperature was there before, and weights stay the same, bit for bit. The test
     split is read only where it is the `part`, and its ledger then says so. See `calibrate` for what is measured.
     """
@@ -30,8 +38,7 @@ def calibrate_run(
         fitted = read_outcomes(folder, "val", root, command="calibrate")
         require_probabilities(fitted)  # before the test split is looked at
         measured = read_outcomes(folder, part, root, command=f"calibrate --split {part}") if part != "val" else None
-        found = calibrate(fitted, measured, bins=bins, spacing="mass" if equal_mass else "width")
-        value = found.temperature.value if found.temperature.value != 1 else None
-        if value != found.previous:
-            weights.amend(folder / run_folder.WEIGHTS, temperature=value)
+        found = calibrate(fitted, measured, bins=bins, spacing="mass" if equal_mass else "width", force=force)
+        if found.kept != found.previous:
+            weights.amend(folder / run_folder.WEIGHTS, temperature=found.kept)
     return found

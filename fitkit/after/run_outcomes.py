@@ -80,7 +80,8 @@ def _refuse_other_data(folder: Path, parts: Mapping[str, Batches]) -> None:
     if not (folder / run_folder.ENV).exists():
         return
     then = run_folder.read_environment(folder)
-    changed = [name for name, now in fingerprint(parts).items() if then.get(name, now) != now]
+    known = {name: value for name, value in then.items() if isinstance(value, str)}
+    changed = [name for name, now in fingerprint(parts).items() if known.get(name, now) != now]
     if changed:
         others = "is another" if len(changed) == 1 else "are others"
         raise DataError(
@@ -159,7 +160,7 @@ def say_unfinished(folder: Path) -> str:
     return f"{folder}: this run is {status}, not finished: these are its best weights so far."
 
 
-def file_outcomes(folder: Path, data: Path) -> Outcomes:
+def file_outcomes(folder: Path, data: Path, *, command: str = "evaluate") -> Outcomes:
     """Return a run's outcomes on all rows of a file: a CSV with the target, or an .npz or .safetensors with x and y.
 
     The file that the run was trained on is said to be that, and its test rows count as looked at.
@@ -174,7 +175,7 @@ def file_outcomes(folder: Path, data: Path) -> Outcomes:
         warnings.warn(f"{data}: is the file that this run was trained on; {others}", stacklevel=2)
         if "data_test" in run_folder.read_environment(folder):
             run_folder.refuse_links(folder)
-            _note_look(folder, "evaluate DATA")
+            _note_look(folder, f"{command} DATA")
     return outcomes
 
 

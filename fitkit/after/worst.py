@@ -31,7 +31,7 @@ def worst_of_run(folder: Path, part: str = "val", root: Path | None = None, *, c
 def worst_of_file(folder: Path, data: Path, *, count: int = 20) -> Worst:
     """Return the worst examples of a file like the one that a run was trained on."""
     check_count(count)
-    found = worst(file_outcomes(folder, data), count)
+    found = worst(file_outcomes(folder, data, command="worst"), count)
     if data.suffix.lower() != ".csv":
         return found
     return found.with_lines(csv_table.read_table(str(data), csv_settings(read_spec(folder))[1]).lines)

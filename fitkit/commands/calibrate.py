@@ -19,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--equal-mass", action="store_true", help="bins of as many predictions each, not of equal width"
     )
+    help = "save the temperature even if no held-out sample shows that it is better than none"
+    parser.add_argument("--force", action="store_true", help=help)
     parser.add_argument("--root", metavar="DIR", help="where the paths of the run's data start (default: here)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_code(parser)
@@ -33,9 +35,10 @@ def run(arguments: argparse.Namespace) -> int:
         from fitkit.after.run_outcomes import say_looks
 
     root = Path(arguments.root) if arguments.root else None
-    found = calibrate_run(folder, arguments.split, root, bins=arguments.bins, equal_mass=arguments.equal_mass)
+    options = {"bins": arguments.bins, "equal_mass": arguments.equal_mass, "force": arguments.force}
+    found = calibrate_run(folder, arguments.split, root, **options)
     print(json.dumps(found.to_json()) if arguments.json else found)
-    if found.temperature.value != 1:
+    if found.saved and found.kept is not None:
         print(f"wrote the temperature into {folder / 'model.safetensors'}; predictions stay the same", file=sys.stderr)
     if arguments.split == "test":
         print(say_looks(folder), file=sys.stderr)

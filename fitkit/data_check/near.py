@@ -26,6 +26,7 @@ NEAR = 0.05  # of the median distance
 RANK, CHANCE, CAUTION = 10, 0.001, 0.7
 HARMONIC = sum(1 / i for i in range(RANK, 2 * RANK))
 FEWEST_ROWS = 50  # of train
+LEAST_WIDTH = 16  # a distance costs as much as that many multiplications, however few columns there are
 MOST_PRODUCTS = {False: 10**8, True: 10**12}  # multiplications of a part with train, in a fit and on demand
 MOST_BYTES = 1 << 32  # of the projected rows of train
 DIMENSIONS, SLACK = 64, 1.5  # of a random projection, and by how much it may lengthen a distance
@@ -41,7 +42,7 @@ def check_near(samples: Samples, twins: Twins, ends: Ends, thorough: bool) -> tu
     if len(train) < FEWEST_ROWS or train.x[0].numel() < 2:
         return [], f"train has fewer than {FEWEST_ROWS} rows, or one number a row"
     width = min(train.x[0].numel(), DIMENSIONS) if thorough else train.x[0].numel()
-    products = sum(map(len, others)) * len(train) * width
+    products = sum(map(len, others)) * len(train) * max(width, LEAST_WIDTH)
     if products > MOST_PRODUCTS[thorough] or 4 * len(train) * width > MOST_BYTES:
         return [], f"{products:.1e} multiplications are more than {MOST_PRODUCTS[thorough]:.0e}"
     space = _Space(train, width, per_column=train.x.ndim == 2 and not ends.one_scale)

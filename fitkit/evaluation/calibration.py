@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fitkit.errors import DataError
-from fitkit.evaluation.intervals import Estimate, Z, bootstrap, finite, wilson
+from fitkit.evaluation.intervals import Estimate, bootstrap, finite, wilson
 from fitkit.evaluation.outcomes import Outcomes, tempered
+from fitkit.evaluation.temperature import HIGHEST, LOWEST, NOTHING, by_sample, fit_temperature, optimum, pieces
 
 BINS = 15  # as in Guo et al.
-LOWEST, HIGHEST = 0.01, 100.0  # between which a temperature is looked for
 FOLDS = 5  # of a cross-fit
-PIECE = 1 << 22  # logits that are held at a time
-
-NOTHING = Estimate(math.nan, math.nan, math.nan, "none")
 
 Spacing = Literal["width", "mass"]
 Measure = Callable[[Tensor], Tensor]  # weights of the samples (b, N) -> (b,)
@@ -68,6 +65,9 @@ class Calibration:
     Both hold Estimates of `nll` (negative log-likelihood), `ece`, `brier` and `accuracy`, which no temperature changes;
     `change` holds after minus before. Where `folds` is not 0, the part that is measured is the one that the temperature
     was fitted on: each of that many folds of it was then measured with a temperature fitted on the others.
+
+    `held_out` is the change of `nll` on the part that was fitted on, cross-fitted; NaN of too few samples. It decides
+    whether the temperature is `saved`: where it is below 0, or where that is forced. Another part decides nothing.
     """
 
     part: str  # on which before and after were measured
@@ -76,6 +76,8 @@ class Calibration:
     folds: int
     temperature: Estimate
     previous: float | None  # of an earlier calibration
+    held_out: Estimate
+    saved: bool
     before: Mapping[str, Estimate]
     after: Mapping[str, Estimate]
     change: Mapping[str, Estimate]
@@ -83,9 +85,17 @@ class Calibration:
     reliability_after: Reliability
     notes: tuple[str, ...] = ()
 
+    @property
+    def kept(self) -> float | None:
+        """The temperature that the model has from now on, None for 1: this one where it is saved, else the previous."""
+        if not self.saved:
+            return self.previous
+        return self.temperature.value if self.temperature.value != 1 else None
+
     def to_json(self) -> dict[str, Any]:
         """Return it as plain data for strict JSON, NaN as None."""
         plain: dict[str, Any] = {"temperature": self.temperature.to_json(), "previous": self.previous}
+        plain |= {"held_out": self.held_out.to_json(), "saved": self.saved}
         plain |= {"part": self.part, "fitted_on": self.fitted_on, "samples": self.samples, "folds": self.folds}
         for name, measures in (("before", self.before), ("after", self.after), ("change", self.change)):
             plain[name] = {measure: estimate.to_json() for measure, estimate in measures.items()}
@@ -131,14 +141,6 @@ def require_probabilities(outcomes: Outcomes) -> None:
         raise DataError(f"{outcomes.part}: the model gives outputs that are NaN or infinite.")
 
 
-def _pieces(outcomes: Outcomes) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Yield positions, their logits (m, C) float64, and their targets (m,), a piece at a time."""
-    size = max(1, PIECE // outcomes.class_count)
-    for start in range(0, outcomes.positions, size):
-        part = slice(start, start + size)
-        yield part, outcomes.logits(start, start + size), outcomes.targets[part]
-
-
 def scores(outcomes: Outcomes, temperatures: Tensor) -> Scores:
     """Return what each position has at its temperature (M,) float64.
 
@@ -146,7 +148,7 @@ def scores(outcomes: Outcomes, temperatures: Tensor) -> Scores:
     """
     found: list[tuple[Tensor, ...]] = []
     predicted = outcomes.predicted
-    for part, logits, targets in _pieces(outcomes):
+    for part, logits, targets in pieces(outcomes):
         logs = tempered(logits, temperatures[part, None]).log_softmax(1)
         chances = logs.exp()
         own = chances.gather(1, targets[:, None]).squeeze(1)
@@ -217,13 +219,8 @@ def _same(outcomes: Outcomes, temperature: float) -> Tensor:
     return torch.full((outcomes.positions,), temperature, dtype=torch.float64)
 
 
-def _by_sample(outcomes: Outcomes, values: Tensor) -> Tensor:  # (M,) or (M, K) -> (N,) or (N, K)
-    zeros = torch.zeros(len(outcomes), *values.shape[1:], dtype=torch.float64)
-    return zeros.index_add_(0, outcomes.samples, values.double())
-
-
 def _measure_mean(outcomes: Outcomes, values: Tensor) -> Measure:
-    sums, counts = _by_sample(outcomes, values), _by_sample(outcomes, torch.ones(outcomes.positions))
+    sums, counts = by_sample(outcomes, values), by_sample(outcomes, torch.ones(outcomes.positions))
     return lambda weights: (weights @ sums) / (weights @ counts)
 
 
@@ -231,7 +228,7 @@ def _measure_ece(outcomes: Outcomes, confidence: Tensor, bins: int, spacing: Spa
     gaps = (outcomes.predicted == outcomes.targets).double() - confidence
     places = outcomes.samples * bins + _numbers(confidence, _edges(confidence, bins, spacing))
     sums = places.bincount(gaps, minlength=len(outcomes) * bins).reshape(len(outcomes), bins)
-    counts = _by_sample(outcomes, torch.ones(outcomes.positions))
+    counts = by_sample(outcomes, torch.ones(outcomes.positions))
     return lambda weights: (weights @ sums).abs().sum(1) / (weights @ counts)
 
 
@@ -248,58 +245,19 @@ def _accuracy(outcomes: Outcomes) -> Estimate:
     return _estimate(outcomes, _measure_mean(outcomes, hits))
 
 
-def fit_temperature(outcomes: Outcomes, among: Tensor | None = None, begin: float = 1.0) -> Estimate:
-    """Return the temperature that minimises the mean negative log-likelihood, each target counted once.
-
-    `among` (M,) bool names the positions that count. The likelihood is convex in 1 / temperature, so there is one
-    optimum, found by Newton's method from `begin`, with bisection where it leaves the bracket, to 1e-12. The interval
-    is that of the robust variance (White 1982) of its logarithm, samples apart. NaN where there is no optimum between
-    0.01 and 100: the likelihood of predictions that are all right grows without end as the temperature falls.
-    """
-    used = torch.ones(outcomes.positions, dtype=torch.bool) if among is None else among
-    low, high, inverse = 1 / HIGHEST, 1 / LOWEST, 1 / begin
-    slopes, curve = _derivatives(outcomes, high, used)
-    if slopes.sum() <= 0:
-        return NOTHING
-    for _ in range(200):
-        slopes, curve = _derivatives(outcomes, inverse, used)
-        slope = float(slopes.sum())
-        low, high = (inverse, high) if slope < 0 else (low, inverse)
-        newton = inverse - slope / curve if curve else math.inf
-        if abs(newton - inverse) <= 1e-12 * inverse or high - low <= 1e-12 * high:
-            break
-        inverse = newton if low < newton < high else math.sqrt(low * high)
-    if inverse * HIGHEST < 1 + 1e-9 or not curve:
-        return NOTHING
-    spread = math.sqrt(float(_by_sample(outcomes, slopes).square().sum())) / (inverse * curve)
-    factor = math.exp(min(Z * spread, 100.0))
-    return Estimate(1 / inverse, 1 / inverse / factor, factor / inverse, "robust")
-
-
-def _derivatives(outcomes: Outcomes, inverse: float, used: Tensor) -> tuple[Tensor, float]:
-    """Return the derivative of each position's negative log-likelihood by 1 / temperature, (M,), and the second's sum.
-
-    That of one position is E[z] - z_y, and its derivative Var[z], z being the logits under their own softmax.
-    """
-    slopes, curve = [], 0.0
-    for part, logits, targets in _pieces(outcomes):
-        logits = tempered(logits, 1.0).clamp(min=-1e30)  # -inf times a probability of 0 would be NaN
-        weighted = (logits * inverse).softmax(1).mul_(logits)
-        mean = weighted.sum(1)
-        spread = weighted.mul_(logits).sum(1) - mean.square()
-        own = logits.gather(1, targets[:, None]).squeeze(1)
-        slopes.append(torch.where(used[part], mean - own, 0))
-        curve += float(spread[used[part]].sum())
-    return torch.cat(slopes), curve
-
-
 def calibrate(
-    outcomes: Outcomes, measured: Outcomes | None = None, *, bins: int = BINS, spacing: Spacing = "width"
+    outcomes: Outcomes,
+    measured: Outcomes | None = None,
+    *,
+    bins: int = BINS,
+    spacing: Spacing = "width",
+    force: bool = False,
 ) -> Calibration:
     """Fit a temperature on outcomes that the model was not trained on, and measure what it does to another part.
 
     Without another part it is measured on the same one: cross-fitted, since numbers on what a temperature was fitted
-    on flatter it. Where no temperature is best (see `fit_temperature`), it stays 1, and a note says so.
+    on flatter it. It is to be saved where the cross-fitted negative log-likelihood falls by it, or by `force`. Where no
+    temperature is best (see `fit_temperature`), it is 1, and a note says so.
     """
     shown = measured or outcomes
     for one in (outcomes, shown):
@@ -308,31 +266,36 @@ def calibrate(
             raise DataError(f"{one.part}: a sample's own class has probability 0, which no temperature changes.")
     check_bins(shown, bins)
     found = fit_temperature(outcomes)
-    folds = 0 if measured is not None or len(outcomes) < 2 * FOLDS else FOLDS
-    after = scores(shown, _cross_fitted(outcomes, folds, _or_one(found)) if folds else _same(shown, _or_one(found)))
+    best = 1.0 if math.isnan(found.value) else found.value
+    enough = len(outcomes) >= 2 * FOLDS
+    held = scores(outcomes, _cross_fitted(outcomes, FOLDS, best)) if enough else None
+    after = held if held is not None and measured is None else scores(shown, _same(shown, best))
     before = scores(shown, _same(shown, 1.0))
     measures = [_measures(shown, one, bins, spacing) for one in (before, after)]
     estimates = [{name: _estimate(shown, measure) for name, measure in one.items()} for one in measures]
     accuracy = {"accuracy": _accuracy(shown)}
-    change = {name: _estimate(shown, _difference(measures[0][name], measures[1][name])) for name in measures[0]}
+    held_out = NOTHING if held is None else _nll_change(outcomes, held)
     return Calibration(
         part=shown.part,
         fitted_on=outcomes.part,
         samples=len(shown),
-        folds=folds,
-        temperature=replace(found, value=_or_one(found)),
+        folds=FOLDS if enough and measured is None else 0,
+        temperature=Estimate(best, found.low, found.high, found.method),
         previous=None if outcomes.temperature == 1 else outcomes.temperature,
+        held_out=held_out,
+        saved=force or (held_out.value < 0 and not math.isnan(found.value)),
         before=estimates[0] | accuracy,
         after=estimates[1] | accuracy,
-        change=change,
+        change={name: _estimate(shown, _difference(measures[0][name], measures[1][name])) for name in measures[0]},
         reliability_before=_reliability(shown, before.confidence, bins, spacing),
         reliability_after=_reliability(shown, after.confidence, bins, spacing),
-        notes=tuple(_notes(outcomes, found, change["nll"].value, measured is None and not folds)),
+        notes=tuple(_notes(outcomes, found, enough)),
     )
 
 
-def _or_one(found: Estimate) -> float:
-    return 1.0 if math.isnan(found.value) else found.value
+def _nll_change(outcomes: Outcomes, after: Scores) -> Estimate:
+    before = scores(outcomes, _same(outcomes, 1.0))
+    return _estimate(outcomes, _difference(_measure_mean(outcomes, before.nll), _measure_mean(outcomes, after.nll)))
 
 
 def _cross_fitted(outcomes: Outcomes, folds: int, begin: float) -> Tensor:  # (M,) float64
@@ -341,8 +304,8 @@ def _cross_fitted(outcomes: Outcomes, folds: int, begin: float) -> Tensor:  # (M
     fold = torch.empty_like(order)
     fold[order] = torch.arange(len(outcomes)) % folds
     fold = fold[outcomes.samples]
-    fitted = [_or_one(fit_temperature(outcomes, fold != number, begin)) for number in range(folds)]
-    return torch.tensor(fitted, dtype=torch.float64)[fold]
+    found = [1 / optimum(outcomes, fold != number, begin) for number in range(folds)]
+    return torch.tensor(found, dtype=torch.float64).nan_to_num(1.0)[fold]
 
 
 def _measures(outcomes: Outcomes, found: Scores, bins: int, spacing: Spacing) -> dict[str, Measure]:
@@ -357,16 +320,11 @@ def _difference(one: Measure, other: Measure) -> Measure:
     return lambda weights: other(weights) - one(weights)
 
 
-def _notes(outcomes: Outcomes, found: Estimate, change: float, flattered: bool) -> Iterator[str]:
+def _notes(outcomes: Outcomes, found: Estimate, enough: bool) -> Iterator[str]:
     if math.isnan(found.value):
         why = f"no temperature between {LOWEST:g} and {HIGHEST:g} is best on {outcomes.part}"
         if bool((outcomes.predicted == outcomes.targets).all()):
             why = f"every prediction on {outcomes.part} is right, so nothing tells how sure the model may be"
-        yield f"{why}: the temperature stays 1. Calibrate on more samples."
-        return
-    if not (found.low > 1 or found.high < 1):
-        yield f"{len(outcomes):,} samples cannot tell this temperature from 1, which changes nothing."
-    if change >= 0:
-        yield "it lowers no negative log-likelihood of samples that it was not fitted on: calibrate on more samples."
-    if flattered:
+        yield f"{why}: calibrate on more samples."
+    if not enough:
         yield f"{len(outcomes):,} samples are too few to cross-fit: `after` is measured on what was fitted on."

@@ -14,6 +14,7 @@ from fitkit.evaluation.calibration import ece
 from fitkit.evaluation.intervals import Estimate, bootstrap, finite, wilson
 from fitkit.evaluation.measures import Measure, can_rank, measures
 from fitkit.evaluation.outcomes import Outcomes
+from fitkit.evaluation.temperature import temperature_note
 from fitkit.parts.rankings import per_class, torchmetrics
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -111,10 +112,8 @@ def evaluate(outcomes: Outcomes) -> Evaluation:
     estimates = {measure.name: estimate(measure, len(outcomes)) for measure in found}
     if outcomes.can_be_probabilities and "ece" not in estimates:
         estimates["ece"] = ece(outcomes)
-        if outcomes.temperature != 1:
-            notes.append(
-                f"probabilities, and so ece, are those at the calibrated temperature {outcomes.temperature:.4g}"
-            )
+        if note := temperature_note(outcomes, "probabilities, and so ece, are"):
+            notes.append(note)
     facts: dict[str, Any] = {}
     if outcomes.kind == "classes":
         confusion = confusion_matrix(outcomes)

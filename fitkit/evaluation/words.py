@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from fitkit.errors import printable
 from fitkit.evaluation.calibration import Calibration
 from fitkit.evaluation.evaluation import Evaluation
+from fitkit.evaluation.intervals import Estimate
 from fitkit.evaluation.worst import Worst
 
 MOST_SHOWN = 20  # classes whose confusion matrix is printed whole
@@ -31,6 +32,11 @@ def number(value: float) -> str:
 def span(low: float, high: float) -> str:
     """Return an interval as a table shows it."""
     return "not known" if math.isnan(low) or math.isnan(high) else f"{number(low)} to {number(high)}"
+
+
+def signed(change: Estimate) -> str:
+    """Return the interval of a change as a table shows it."""
+    return "not known" if math.isnan(change.low) else f"{change.low:+.4f} to {change.high:+.4f}"
 
 
 def in_words(evaluation: Evaluation) -> str:
@@ -125,13 +131,34 @@ def aligned(table: Sequence[Sequence[str]]) -> list[str]:
 
 def calibration_in_words(found: Calibration) -> str:
     """Return the temperature, the measures before and after, and the reliability, as lines of text."""
-    blocks = [[printable(title), *aligned(table)] for title, table in _calibration_tables(found)]
-    return "\n\n".join("\n".join(block) for block in [*blocks, [printable(note) for note in found.notes]] if block)
+    return text_of(_calibration_tables(found), [*found.notes, _decision(found)])
 
 
 def calibration_in_html(found: Calibration) -> str:
     """Return the same as HTML tables."""
-    return html_of(_calibration_tables(found), found.notes)
+    return html_of(_calibration_tables(found), [*found.notes, _decision(found)])
+
+
+def _decision(found: Calibration) -> str:
+    """Return whether the temperature was saved, and why."""
+    nothing = "The data do not show that this is better than no temperature (T = 1)"
+    t, change, nll = found.temperature, found.held_out, found.change["nll"]
+    stays = "" if found.previous is None else f" The earlier temperature {number(found.previous)} stays."
+    if math.isnan(t.low):
+        gone = "No temperature is kept, as is forced." if found.previous is not None else "No temperature was saved."
+        return gone if found.saved else f"No temperature was saved.{stays}"
+    if not change.value < 0:
+        if found.saved:
+            return f"{nothing}; it was saved as it was forced."
+        return f"{nothing}, so it was not saved; --force (in Python force=True) saves it.{stays}"
+    said = f"It was saved: held-out samples of {found.fitted_on} get a lower negative log-likelihood by it"
+    said += f" ({change.value:+.4f}, {signed(change)}). "
+    if t.low <= 1 <= t.high:
+        said += "The temperature's interval holds 1, so more samples may show a smaller gain, or none. "
+    if found.part != found.fitted_on and nll.value >= 0:
+        said += f"Samples of {found.part} do not ({nll.value:+.4f}, {signed(nll)}); "
+        said += f"{found.part} decides nothing, or it were no test any more."
+    return said.rstrip()
 
 
 def _calibration_tables(found: Calibration) -> list[tuple[str, list[list[str]]]]:
@@ -139,8 +166,9 @@ def _calibration_tables(found: Calibration) -> list[tuple[str, list[list[str]]]]
     title = f"temperature {number(t.value)}"
     if t.value != 1:
         title += f" (95 % interval {span(t.low, t.high)}), fitted on {found.fitted_on}"
-        title += ": the model is too sure" if t.low > 1 else ": the model is not sure enough" if t.high < 1 else ""
-    if found.previous is not None:
+        if found.saved:
+            title += ": the model is too sure" if t.low > 1 else ": the model is not sure enough" if t.high < 1 else ""
+    if found.saved and found.previous is not None:
         title += f"; it was {number(found.previous)} before"
     title += f"\n{found.part}: {found.samples:,} samples"
     title += f", after by {found.folds}-fold cross-fit" if found.folds else ""
@@ -148,7 +176,7 @@ def _calibration_tables(found: Calibration) -> list[tuple[str, list[list[str]]]]
     for name, before in found.before.items():
         pairs = [f"{number(e.value)}|{span(e.low, e.high)}" for e in (before, found.after[name])]
         change = found.change.get(name)
-        pairs.append("none|" if change is None else f"{change.value:+.4f}|{change.low:+.4f} to {change.high:+.4f}")
+        pairs.append("none|" if change is None else f"{change.value:+.4f}|{signed(change)}")
         table.append([name, *(part for pair in pairs for part in pair.split("|"))])
     bins = [["", "n before", "confidence", "right", "n after", "confidence", "right"]]
     for one, other in zip(found.reliability_before.bins, found.reliability_after.bins, strict=True):
@@ -160,8 +188,7 @@ def _calibration_tables(found: Calibration) -> list[tuple[str, list[list[str]]]]
 
 def worst_in_words(found: Worst) -> str:
     """Return the examples and the suspected label errors as lines of text."""
-    blocks = [[printable(title), *aligned(table)] for title, table in _worst_tables(found)]
-    return "\n\n".join("\n".join(block) for block in [*blocks, [printable(note) for note in found.notes]] if block)
+    return text_of(_worst_tables(found), found.notes)
 
 
 def worst_in_html(found: Worst) -> str:
@@ -184,7 +211,8 @@ def _worst_tables(found: Worst, most: int = MOST_LETTERS) -> list[tuple[str, lis
     lines = any(example.line is not None for example in found)
     residuals = any(example.residual is not None for example in found)
     head = ["row", *(["line"] if lines else []), "target", "prediction", "residual" if residuals else "confidence"]
-    table = [[*head, "loss", "sample"]]
+    logs = any(example.confidence is not None for example in found)
+    table = [[*head, "-log p(target)" if logs else "loss", "sample"]]
     for e in found:
         figure = e.residual if residuals else e.confidence
         cells = [str(e.row), *([str(e.line)] if lines else []), shown(e.target), shown(e.prediction)]
@@ -193,7 +221,7 @@ def _worst_tables(found: Worst, most: int = MOST_LETTERS) -> list[tuple[str, lis
         )
     width = max(len(row[-1]) for row in table)
     table = [[*row[:-1], row[-1].ljust(width)] for row in table]
-    by = "residual" if residuals else "loss"
+    by = "residual" if residuals else "-log p(target)" if logs else "loss"
     tables = [(f"{found.part}: the {len(found)} of {found.samples:,} samples with the highest {by}", table)]
     if found.label_errors:
         errors = found.label_errors
@@ -201,7 +229,7 @@ def _worst_tables(found: Worst, most: int = MOST_LETTERS) -> list[tuple[str, lis
         for error in errors[:MOST_ERRORS]:
             cells = [str(error.row), *([str(error.line)] if lines else []), short(error.given), short(error.suggested)]
             table.append([*cells, number(error.confidence), number(error.given_confidence)])
-        more = f", the first {MOST_ERRORS}" if len(errors) > MOST_ERRORS else ""
+        more = f", the first {MOST_ERRORS}; all of them: --label-errors FILE.csv" if len(errors) > MOST_ERRORS else ""
         tables.append((f"{len(errors):,} suspected label error{'s'[: len(errors) != 1]}{more}", table))
     return tables
 

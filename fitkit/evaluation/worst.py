@@ -14,8 +14,13 @@ from fitkit.errors import DataError
 from fitkit.evaluation.intervals import finite
 from fitkit.evaluation.outcomes import Outcomes
 from fitkit.evaluation.samples import Sample, decode, read_samples, text_of
+from fitkit.evaluation.temperature import temperature_note
 
 MOST_POSITIONS = 200  # targets of one sample that are listed
+LEAST_RECALL = 0.5  # of a class whose labels are suspected
+LEAST_ACCURACY = 0.7  # of a model that any label is suspected by
+MOST_SUSPECTED = 0.1  # of the samples: where more are, it is the model that is wrong
+MOST_NAMED = 5  # classes in a note
 BETTER = "look for errors on val or test, best of all with the held-out predictions of a cross-validation."
 
 
@@ -25,7 +30,9 @@ class Example:
 
     `target` and `prediction` are the name of a class, a number, a text, or a list where a sample has several;
     `confidence` is the mean probability of what is predicted, None where there is none. `residual` is how far the
-    prediction is from the target (of several values the root of the sum of squares), None for classes.
+    prediction is from the target (of several values the root of the sum of squares), None for classes. `loss` is of
+    classes the mean of -log p(target), of the same probabilities as the confidence: at the calibrated temperature,
+    without class weights or label smoothing. It is the run's own loss where there are no probabilities.
     """
 
     row: int  # in the data, from 0
@@ -112,11 +119,12 @@ class Worst(Sequence[Example]):
 def worst(outcomes: Outcomes, count: int = 20) -> Worst:
     """Return the samples with the highest loss, of a regression those with the largest residual, and label errors.
 
-    A sample whose loss is NaN stands first; one that the loss ignores is left out.
+    See `Example` for what the loss is, and `suspects` for when no label is suspected. A sample whose loss is NaN stands
+    first; one that the loss ignores is left out.
     """
     if count < 1:
         raise DataError(f"{count} examples: ask for at least one.")
-    losses = outcomes.sums / outcomes.counts
+    losses = _losses(outcomes)
     residuals = _residuals(outcomes) if outcomes.kind == "values" and outcomes.reads != "logits" else None
     ranks = losses if residuals is None else residuals
     ranks = torch.where(outcomes.counts > 0, ranks.nan_to_num(math.inf, math.inf, -math.inf), -math.inf)
@@ -127,17 +135,25 @@ def worst(outcomes: Outcomes, count: int = 20) -> Worst:
     notes: list[str] = []
     errors = None
     if outcomes.can_be_probabilities and outcomes.one_each:
-        errors = label_errors(outcomes)
-        notes += [] if errors else ["no label is suspected to be wrong"]
+        errors, why = suspects(outcomes)
+        notes += why or ([] if errors else ["no label is suspected to be wrong"])
         if outcomes.part == "train":
             notes.append(f"the model was trained on these labels, so it may have learned the wrong ones: {BETTER}")
         elif errors and not outcomes.held_out:
             notes.append(f"labels that the model was trained on are no evidence: {BETTER}")
-    if outcomes.temperature != 1:
-        notes.append(f"confidence is that at the calibrated temperature {outcomes.temperature:.4g}")
+    if outcomes.can_be_probabilities and (note := temperature_note(outcomes, "confidence and -log p(target) are")):
+        notes.append(note)
     return Worst(
         part=outcomes.part, samples=len(outcomes), examples=tuple(examples), label_errors=errors, notes=tuple(notes)
     )
+
+
+def _losses(outcomes: Outcomes) -> Tensor:  # (N,) float64
+    if not outcomes.can_be_probabilities:
+        return outcomes.sums / outcomes.counts
+    own = outcomes.log_probabilities().gather(1, outcomes.targets[:, None]).squeeze(1)
+    sums = torch.zeros(len(outcomes), dtype=torch.float64).index_add_(0, outcomes.samples, -own)
+    return sums / outcomes.samples.bincount(minlength=len(outcomes))
 
 
 def _residuals(outcomes: Outcomes) -> Tensor:  # (N,) float64
@@ -177,6 +193,36 @@ def _named(outcomes: Outcomes, values: Tensor) -> Any:
         names = outcomes.class_names
         listed = [names[number] for number in listed]
     return listed[0] if len(listed) == 1 else listed
+
+
+def suspects(outcomes: Outcomes) -> tuple[tuple[LabelError, ...], list[str]]:
+    """Return the label errors of a model that can tell, and a note for each reason why some or all are left out.
+
+    A model that knows nothing of a class takes its samples for others, which says nothing of their labels. So none is
+    suspected whose label is a class with a recall below 0.5; and none at all where accuracy is below 0.7, or where more
+    than 10 % of the samples would be suspected.
+    """
+    hits = outcomes.predicted == outcomes.targets
+    accuracy = float(hits.double().mean())
+    if accuracy < LEAST_ACCURACY:
+        return (), [f"label errors: the model is too weak to tell: accuracy {accuracy:.3f}, below {LEAST_ACCURACY:g}"]
+    counts = outcomes.targets.bincount(minlength=outcomes.class_count)
+    recalls = outcomes.targets[hits].bincount(minlength=outcomes.class_count) / counts  # NaN without samples
+    weak = [number for number, recall in enumerate(recalls.tolist()) if recall < LEAST_RECALL]
+    names, notes = outcomes.class_names, []
+    if weak:
+        listed = ", ".join(f"{names[number]} {float(recalls[number]):.3f}" for number in weak[:MOST_NAMED])
+        listed += f" and {len(weak) - MOST_NAMED:,} more" if len(weak) > MOST_NAMED else ""
+        left = f"none of their {int(counts[weak].sum()):,} labels is suspected"
+        notes.append(
+            f"label errors: the model is too weak to tell for recalls below {LEAST_RECALL:g} ({listed}): {left}"
+        )
+    unknown = {names[number] for number in weak}
+    errors = tuple(error for error in label_errors(outcomes) if error.given not in unknown)
+    if len(errors) > MOST_SUSPECTED * len(outcomes):
+        share = f"{len(errors):,} of {len(outcomes):,} labels would be suspected, more than {MOST_SUSPECTED:.0%}"
+        return (), [f"label errors: the model is too weak to tell: {share.replace('%', ' %')}"]
+    return errors, notes
 
 
 def label_errors(outcomes: Outcomes) -> tuple[LabelError, ...]:
