@@ -237,7 +237,7 @@ class Model:
     def calibrate(
         self, x: Any, y: Any = None, *, bins: int = BINS, force: bool = False, batch_size: int = PREDICT_BATCH
     ) -> Calibration:
-        """Fit a temperature on data, given as for `outcomes`, the module was not trained on, and keep it if it helps.
+        """Fit a temperature on data, given as for `outcomes`, that the module was not trained on; keep it if it helps.
 
         It helps where the negative log-likelihood falls, cross-fitted; `force` keeps it anyway. Otherwise an earlier
         one stays. `predict_proba` divides logits by it from then on, `save` writes it, and another `fit` drops it. No

@@ -408,7 +408,7 @@ def test_samples_that_do_not_go_together_are_told_without_a_traceback(workers):
         def __getitem__(self, row):
             return torch.zeros(4 + (row == 17)).double(), torch.tensor(0)
 
-    with pytest.raises(DataError, match=r"data\['train'\]: reading the data failed: RuntimeError: stack") as caught:
+    with pytest.raises(DataError, match=r'data\["train"\]: reading the data failed: RuntimeError: stack') as caught:
         fitted(linear(4, 3), data={"train": Uneven()}, workers=workers)
     assert "Traceback" not in str(caught.value)
 
@@ -423,7 +423,7 @@ def test_an_error_in_a_stream_is_told_without_a_traceback(workers):
 
     loader = torch.utils.data.DataLoader(Stream(), batch_size=4, num_workers=workers)
     with pytest.raises(
-        DataError, match=r"data\['train'\]: reading the data failed: OSError: the connection was lost\.$"
+        DataError, match=r'data\["train"\]: reading the data failed: OSError: the connection was lost\.$'
     ):
         fitted(linear(4, 3), data={"train": loader})
 
