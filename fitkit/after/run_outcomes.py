@@ -115,7 +115,8 @@ def _same_folds(folder: Path, folds: list[Path], root: Path | None) -> Component
         asked = spec.resolved()
         [arguments] = asked["splits"].values()
         del arguments["fold"]
-        same = [asked[key] for key in ("seed", "data", "splits", "loss")]
+        # of the loss the name: "balanced" weights are those of each fold's own rows
+        same = [*(asked[key] for key in ("seed", "data", "splits")), *asked["loss"]]
         first = first or same
         if same != first:
             raise CheckpointError(f"{fold}: this is a fold of another cross-validation than {folds[0]}.")

@@ -183,7 +183,7 @@ OF_RUNS = [
         'summary.json|{"status": "finished", "epochs": "x", "best_epoch": [], "seconds": {}, "peak_memory_mb": "1"}')),
     run("a summary that clears the screen", replaced(
         f'summary.json|{{"status": "finished", "seconds": {json.dumps(CLEAR)}}}')),
-    run("a run without a summary", lambda run: (run / "summary.json").unlink(), ("calibrate", "compare", "diagnose")),
+    run("a run without a summary", lambda run: (run / "summary.json").unlink(), ("calibrate", "compare")),
     run("weights that are a link, to calibrate", outward("model.safetensors"), READS_DATA),
     run("a lock that is a link, to calibrate", outward(".lock"), (*READS_DATA, "diagnose")),
     run("a lock that is a pipe, to calibrate", lambda run: pipe(run / ".lock"), (*READS_DATA, "diagnose")),
