@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from fitkit import run_folder
+from fitkit.after.finished import rows_so_far
 from fitkit.after.run_outcomes import read_outcomes
 from fitkit.diagnosis import Diagnosis, Predictions
 from fitkit.diagnosis.finding import counted
@@ -69,7 +70,7 @@ def _read(folder: Path) -> tuple[History, tuple[str, ...]]:
             f"{folder}: this run is still going on, or was killed: {there}. If it was killed, go on with it: "
             "fitkit fit SPEC --out FOLDER --resume."
         )
-    history = run_folder.read_history(folder) if whole or summarized else _rows(folder)
+    history = run_folder.read_history(folder) if whole or summarized else rows_so_far(folder, _spec(folder))
     if status == "running":
         ends = f"how the run ended: there is no {run_folder.SUMMARY}, which says it. It has {_done(history)}."
         return history, (ends,)
@@ -89,24 +90,12 @@ def _done(history: History) -> str:
     return f"{len(history):,} of {asked:,} epochs" if known else counted(len(history), "epoch")
 
 
-def _rows(folder: Path) -> History:
-    """Return the epochs that a run wrote one by one, where its history as a whole is not there."""
+def _spec(folder: Path) -> dict[str, Any]:
     try:
         spec = reader.read_text(run_folder.read_resolved(folder), str(folder / run_folder.RESOLVED)).plain()
     except SpecError as error:
         raise CheckpointError(f"{folder / run_folder.RESOLVED}: is damaged: {error}") from None
-    try:
-        header, *lines = csv.reader(run_folder.read_rows(folder).splitlines(), strict=True)
-        if header[:1] != ["epoch"] or not all(name.isprintable() for name in header):
-            raise ValueError("its first line does not name the columns of a history")
-        history = History(header[1:], {}, spec if isinstance(spec, dict) else {})
-        for line in lines:
-            history.append(
-                {name: float(cell or "nan") for name, cell in zip(header, line, strict=True) if name != "epoch"}
-            )
-    except (ValueError, csv.Error) as error:
-        raise CheckpointError(f"{folder / run_folder.HISTORY_CSV}: is damaged: {error}.") from None
-    return history
+    return spec if isinstance(spec, dict) else {}
 
 
 def predictions(outcomes: Outcomes) -> Predictions:

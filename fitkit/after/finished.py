@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from fitkit import files, run_folder
 from fitkit.builder import check_tree
+from fitkit.builder.tables import TABLES
 from fitkit.cross_validation import CrossValidation
 from fitkit.errors import CheckpointError, DataError, SpecError
-from fitkit.history import History
+from fitkit.history import Direction, History
 from fitkit.model import Model, features
 from fitkit.parts import array_file, csv_table
 from fitkit.spec import reader
@@ -94,3 +98,31 @@ def read_x(model: Model, data: Path, delimiter: str = ",") -> Tensor:
     if suffix not in (".npy", ".npz", ".safetensors"):
         raise DataError(f"{data}: expects a .npy, .npz or .safetensors file of samples (x).")
     return array_file.read_x(str(data), "x")
+
+
+def rows_so_far(folder: Path, spec: Mapping[str, Any]) -> History:
+    """Return the epochs that a run wrote one by one; its history as a whole is written when it ends.
+
+    Raises CheckpointError when the file is missing or damaged.
+    """
+    try:
+        header, *rows = csv.reader(run_folder.read_rows(folder).splitlines(), strict=True)
+        if header[:1] != ["epoch"] or not all(name.isprintable() for name in header):
+            raise ValueError("its first line does not name the columns of a history")
+        columns = header[1:]
+        history = History(columns, {name: found for name in columns if (found := direction(name))}, spec)
+        for row in rows:
+            cells = dict(zip(header, row, strict=True))
+            history.append({name: float(cells[name] or "nan") for name in columns})
+    except (ValueError, csv.Error) as error:
+        raise CheckpointError(f"{folder / run_folder.HISTORY_CSV}: is damaged: {error}.") from None
+    return history
+
+
+def direction(column: str) -> Direction | None:
+    """Return which end of a measure is the good one, where it is known."""
+    name = column.removeprefix("val_")
+    if name == "loss":
+        return "min"
+    entry = TABLES["metrics"].get(name)
+    return None if entry is None else "max" if entry.facts["higher_is_better"] else "min"

@@ -9,8 +9,9 @@ from typing import Any
 
 from fitkit import run_folder
 from fitkit.after.compare import Comparison, compare
+from fitkit.after.finished import direction
 from fitkit.after.report import figures
-from fitkit.after.report.gather import Run, direction, gather
+from fitkit.after.report.gather import Run, gather
 from fitkit.after.report.page import Child, Html, brief, facts, figure, join, note, paragraph, short, table, tag
 from fitkit.after.report.sections import main_measure, measure, part_name, seconds, span, thinned
 from fitkit.after.words import flow

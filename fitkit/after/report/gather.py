@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from fitkit import files, run_folder
+from fitkit.after.finished import rows_so_far
 from fitkit.after.run_outcomes import looks, read_outcomes
 from fitkit.builder.card import check_card
-from fitkit.builder.tables import TABLES
 from fitkit.engine import weights
 from fitkit.errors import CheckpointError, FitkitError, SpecError
 from fitkit.evaluation.evaluation import Evaluation
 from fitkit.evaluation.evaluation import evaluate as measured
 from fitkit.evaluation.outcomes import Outcomes
-from fitkit.history import Direction, History
+from fitkit.history import History
 from fitkit.spec import reader
 
 TIMES = ("lr", "epoch_seconds")  # columns that measure no quality
@@ -85,7 +84,12 @@ def gather(folder: Path, part: str | None, root: Path | None, *, evaluate: bool 
         raise CheckpointError(f"{folder / run_folder.RESOLVED}: is damaged: it holds no spec.")
     status = run_folder.status(folder)
     summary = files.read_json(folder / run_folder.SUMMARY) if (folder / run_folder.SUMMARY).exists() else {}
-    history = _unfinished(folder, spec) if status == "running" else run_folder.read_history(folder)
+    if status != "running":
+        history = run_folder.read_history(folder)
+    elif (folder / run_folder.HISTORY_CSV).exists():
+        history = rows_so_far(folder, spec)
+    else:
+        history = History(["loss"], {"loss": "min"}, spec)
     outcomes, evaluation, missing = evaluated(folder, part, root) if evaluate else (None, None, "")
     return Run(
         folder=folder,
@@ -119,30 +123,3 @@ def evaluated(folder: Path, part: str | None, root: Path | None) -> tuple[Outcom
             _, transform, card = weights.load(path, links=False)
             check_card(card, transform, path)
         return None, None, str(error).split("\n")[0]
-
-
-def _unfinished(folder: Path, spec: Mapping[str, Any]) -> History:
-    """Return the epochs that a run wrote so far; its history as a whole is written when it ends."""
-    if not (folder / run_folder.HISTORY_CSV).exists():
-        return History(["loss"], {"loss": "min"}, spec)
-    try:
-        header, *rows = csv.reader(run_folder.read_rows(folder).splitlines(), strict=True)
-        columns = [name for name in header if name != "epoch"]
-        if len(columns) == len(header) or any(not name.isprintable() for name in header):
-            raise ValueError("its first line does not name the columns of a history")
-        history = History(columns, {name: found for name in columns if (found := direction(name))}, spec)
-        for row in rows:
-            cells = dict(zip(header, row, strict=True))
-            history.append({name: float(cells[name] or "nan") for name in columns})
-    except (ValueError, csv.Error) as error:
-        raise CheckpointError(f"{folder / run_folder.HISTORY_CSV}: is damaged: {error}.") from None
-    return history
-
-
-def direction(column: str) -> Direction | None:
-    """Return which end of a measure is the good one, where it is known."""
-    name = column.removeprefix("val_")
-    if name == "loss":
-        return "min"
-    entry = TABLES["metrics"].get(name)
-    return None if entry is None else "max" if entry.facts["higher_is_better"] else "min"
