@@ -42,7 +42,7 @@ from fitkit.engine.weights import save, snapshot
 from fitkit.engine.whole_step import WholeStep
 from fitkit.errors import FAILED, DataError, FitkitError, TrainingError
 from fitkit.history import History
-from fitkit.parts.callback import Callback, overridden, watched_by_others
+from fitkit.parts.callback import Callback, followers, overridden, watched_by_others
 from fitkit.spec.options import FitOptions
 
 HOOKS = ("train_begin", "epoch_begin", "step_end", "tick", "evaluate_begin", "evaluate_end", "epoch_end", "train_end")
@@ -145,11 +145,12 @@ class Trainer:
             accumulate=self.options.accumulate,
             clip_norm=self.options.clip_norm,
             scaler=self.scaler,
+            followers=followers(self.callbacks),
         )
         if self.tier.compiles_forward:
             step.compile_forward()
-        watched = watched_by_others(self.callbacks)
-        self._train_step = WholeStep(step, self.tier, self.recipe, watched=watched) if self.tier.whole else step
+        whole = self.tier.whole and WholeStep(step, self.tier, self.recipe, watched=watched_by_others(self.callbacks))
+        self._train_step: Any = whole or step  # calls take what its own windows yield
         self._evaluator = Evaluator(self.model, self.objective, self._micro, compile=self.tier.compiles_evaluation)
 
     def _call(self, hook: str) -> None:
@@ -303,8 +304,7 @@ class Trainer:
 
     def _train_epoch(self, begun: float) -> None:
         """Take one pass over the training batches, or what is left of it."""
-        options, step_hooks = self.options, self._hooks["step_end"]
-        train_step: Any = self._train_step  # calls take what its own windows yield
+        options, step_hooks, train_step = self.options, self._hooks["step_end"], self._train_step
         deadline = begun + options.max_time if options.max_time else math.inf
         next_tick = time.perf_counter() + TICK_SECONDS
         if self.batch and self._is_over(time.perf_counter(), deadline):  # a run resumed at its very end

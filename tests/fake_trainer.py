@@ -11,7 +11,7 @@ from torch import nn
 
 from fitkit.engine.weights import save
 from fitkit.history import History
-from fitkit.parts.callback import overridden
+from fitkit.parts.callback import followers, overridden
 
 NAN = math.nan
 DIRECTIONS = {"loss": "min", "val_loss": "min", "val_accuracy": "max"}
@@ -69,6 +69,8 @@ class FakeTrainer:
             for _ in range(self.steps):
                 if attempt not in self.skipped:
                     self.move(self.model)
+                    for callback in followers(self.callbacks):
+                        callback.after_update()
                     self.step += 1
                 self.call("on_step_end")
                 attempt += 1

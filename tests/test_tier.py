@@ -27,9 +27,9 @@ def declared(epochs, fit=None, **more):
     return {"splits": {"random": {"val": 0}}, **more, "fit": options}
 
 
-def chosen(epochs, model=None, **more):
+def chosen(epochs, model=None, watch=(), **more):
     model = model or nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
-    return fitkit.build(declared(epochs, **more), model=model, data=(X, Y)).tier
+    return fitkit.build(declared(epochs, **more), model=model, data=(X, Y), callbacks=watch).tier
 
 
 pytestmark = [
@@ -71,12 +71,17 @@ def test_a_run_that_may_end_early_is_compiled_when_it_has_paid_as_much():
         ),
         (nn.Sequential(nn.Linear(8, 5000), nn.Linear(5000, 500), nn.Linear(500, 3)), {}),
         (None, {"fit": {"out_of_memory": "halve"}}),
-        (None, {"callbacks": {"EMA": 0.9}}),
+        (None, {"watch": [fitkit.LambdaCallback(on_step_end=lambda trainer: None)]}),
     ],
     ids=["attention", "much arithmetic", "batches that may be halved", "a callback that watches each step"],
 )
 def test_what_compilation_would_not_make_faster_stays_eager(model, more):
     assert chosen(100 * LONG_ENOUGH, model, **more).compiles == ""
+
+
+@needs_compiler
+def test_averaged_weights_are_part_of_compiled_steps():
+    assert chosen(LONG_ENOUGH, callbacks={"EMA": 0.9}) == chosen(LONG_ENOUGH)
 
 
 @needs_compiler

@@ -308,7 +308,7 @@ def test_a_module_that_changes_itself_is_not_frozen_into_a_graph():
         return trainer
 
     eager = train(False)
-    with pytest.warns(UserWarning, match="the model's own code changes what it does"):
+    with pytest.warns(UserWarning, match="code of your own changes what it does"):
         compiled = train(True)
     assert compiled.model.calls == eager.model.calls == 41
     assert furthest(compiled.model, eager.model) <= 1e-5

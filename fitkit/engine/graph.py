@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fitkit.engine.batches import ArrayBatches, Batch
-from fitkit.engine.step import Objective
+from fitkit.engine.step import Follower, Objective
 from fitkit.engine.updates import Update
 
 Added = tuple[Tensor, Any, list[Tensor], Any]  # what `Sums.add` takes
@@ -29,6 +29,7 @@ class Parts:
     parameters: list[Tensor]
     updates: list[Update]
     clip_norm: float | None
+    followers: Sequence[Follower] = ()
     forward: Callable[..., Any] | None = None  # in the place of the objective's own, where that is compiled
 
 
@@ -70,6 +71,8 @@ def _step(parts: Parts, window: Sequence[Batch], lr: Tensor) -> Added:
             gradients = _times(gradients, (parts.clip_norm / (torch.linalg.vector_norm(norms) + 1e-6)).clamp(max=1.0))
         for update in parts.updates:
             update(parts.parameters, gradients, lr)
+        for follower in parts.followers:
+            follower.after_update()
     return result
 
 

@@ -1,18 +1,17 @@
 """Eager steps beside the first call of a graph: a compiler that makes another step of it is found out before it trains.
 
-Two copies of model and optimizer take the steps of the call eagerly, one of them on the rows of each batch in another
-order. How far these two end from each other is what rounding explains; a graph has to end as near.
+Two copies of model, optimizer and averages take the steps of the call eagerly, one of them on the rows of each batch in
+another order. How far these two end from each other is what rounding explains; a graph has to end as near.
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fitkit.engine.batches import Batch
 from fitkit.engine.graph import Added
@@ -29,11 +28,11 @@ OF_SUM = 1e-3
 
 
 class Shadow:
-    """Copies of a step's model and optimizer as they are before a graph is called."""
+    """Copies of a step's model, optimizer and followers as they are before a graph is called."""
 
     def __init__(self, step: TrainStep) -> None:
         self.step = step
-        self.before = [tensor.clone() for tensor in _tensors(step.model)]
+        self.before = [tensor.clone() for tensor in _tensors(step).values()]
         self.twins = [_twin(step), _twin(step)]
         self.sums = Sums(step.objective.metrics, step.device)
 
@@ -55,8 +54,8 @@ class Shadow:
             unused = Sums(self.step.objective.metrics, device)
             for ahead, window in enumerate(windows):
                 other([_mixed(batch) for batch in window], unused, number + ahead, later(rates, ahead))
-        names = itertools.chain(dict(self.step.model.named_parameters()), dict(self.step.model.named_buffers()))
-        ends = zip(names, self.before, *(_tensors(x.model) for x in (self.step, eager, other)), strict=True)
+        after = (_tensors(step).values() for step in (self.step, eager, other))
+        ends = zip(_tensors(self.step), self.before, *after, strict=True)
         wrong = [(name, off) for name, *tensors in ends if (off := _off(*tensors))]
         if not wrong:
             mine, right = float(added[0]), float(self.sums.loss)
@@ -69,7 +68,7 @@ class Shadow:
         """Leave model and optimizer where the eager steps have taken them."""
         eager = self.twins[0]
         with torch.no_grad():
-            for mine, its in zip(_tensors(self.step.model), _tensors(eager.model), strict=True):
+            for mine, its in zip(_tensors(self.step).values(), _tensors(eager).values(), strict=True):
                 mine.copy_(its)
             for mine, its in zip(self.step.parameters, eager.parameters, strict=True):
                 state = self.step.optimizer.state[mine]
@@ -94,7 +93,7 @@ def shadow_of(step: TrainStep, rows: int) -> Shadow | None:
     if rows < FEWEST_ROWS or step.objective.precision is not None:
         return None
     state = [value for kept in step.optimizer.state.values() for value in kept.values() if isinstance(value, Tensor)]
-    if sum(tensor.numel() * tensor.element_size() for tensor in (*_tensors(step.model), *state)) > MOST_BYTES:
+    if sum(tensor.numel() * tensor.element_size() for tensor in (*_tensors(step).values(), *state)) > MOST_BYTES:
         return None
     if hooked_modules(step.model):
         return None
@@ -110,15 +109,26 @@ def later(rates: Rates, ahead: int) -> Rates:
 
 
 def _twin(step: TrainStep) -> TrainStep:
-    model, optimizer = copy.deepcopy((step.model, step.optimizer))
+    model, optimizer, followers = copy.deepcopy((step.model, step.optimizer, step.followers))
     unwarned(optimizer)  # which a copy forgets
     return TrainStep(
-        model, step.objective, optimizer, seed=step.seed, accumulate=step.accumulate, clip_norm=step.clip_norm
+        model,
+        step.objective,
+        optimizer,
+        seed=step.seed,
+        accumulate=step.accumulate,
+        clip_norm=step.clip_norm,
+        followers=followers,
     )
 
 
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    return itertools.chain((p.detach() for p in model.parameters()), model.buffers())
+def _tensors(step: TrainStep) -> dict[str, Tensor]:
+    """Return what a step changes, by name, but for the optimizer's state."""
+    tensors = {name: parameter.detach() for name, parameter in step.model.named_parameters()}
+    tensors |= dict(step.model.named_buffers())
+    for follower in step.followers:
+        tensors |= {f"{type(follower).__name__} of {name}": tensor for name, tensor in follower.tensors().items()}
+    return tensors
 
 
 def _mixed(batch: Batch) -> Batch:

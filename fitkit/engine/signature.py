@@ -35,13 +35,16 @@ def signature(step: TrainStep, batches: Any, *, attributes: bool) -> str:
         entries = [(k, v.shape, v.dtype, order(v)) if isinstance(v, Tensor) else (k, v) for k, v in kept.items()]
         said.append((tensor.requires_grad, tensor.shape, tensor.dtype, tensor.stride(), entries))
     said += [[(k, v) for k, v in g.items() if k not in ("params", "lr")] for g in step.optimizer.param_groups]
+    for follower in step.followers:
+        said += [(name, t.shape, t.dtype, t.stride()) for name, t in follower.tensors().items()]
+        said.append((type(follower), plain(follower)))
     if attributes:
         said += [(type(module), plain(module)) for module in model.modules()]
     return hashlib.sha256(repr(said).encode()).hexdigest()
 
 
-def plain(module: nn.Module) -> dict[str, Any]:
-    """Return a module's own attributes that are numbers, texts, or lists and dicts of them; copies of the latter."""
+def plain(module: object) -> dict[str, Any]:
+    """Return a module's or callback's own attributes that are numbers, texts, or copies of lists and dicts of them."""
     return {
         name: value.copy() if isinstance(value, list | dict | set) else value
         for name, value in vars(module).items()

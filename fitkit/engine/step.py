@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,16 @@ Rates = Callable[[int], Sequence[float]]  # steps ahead of the present one -> th
 def sums_dtype(device: torch.device) -> torch.dtype:
     """Return the dtype in which sums over an epoch are kept; MPS has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+class Follower(Protocol):
+    """What has a part in each step, after the update: it changes tensors in place, its own or the model's."""
+
+    def after_update(self) -> None:
+        """Do so; this may become part of a graph."""
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Return its own."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +160,8 @@ class TrainStep:
     """One optimizer step over a window of batches, which counts as one large batch however it is cut.
 
     Every batch adds the gradient of its loss *sum*; the whole is divided by the window's count, so masked, weighted and
-    ragged windows give what the whole batch at once would. Order of events: unscale, clip, step. What dropout draws in
-    a step depends on (seed, number of the step) alone.
+    ragged windows give what the whole batch at once would. Order of events: unscale, clip, step, followers. What
+    dropout draws in a step depends on (seed, number of the step) alone.
     """
 
     def __init__(
@@ -165,8 +175,10 @@ class TrainStep:
         accumulate: int = 1,
         clip_norm: float | None = None,
         scaler: torch.amp.GradScaler | None = None,
+        followers: Sequence[Follower] = (),
     ) -> None:
         self.model, self.objective, self.optimizer = model, objective, optimizer
+        self.followers = followers
         self.seed, self.accumulate = seed, accumulate
         self.micro = micro or MicroBatches(model, FitOptions())
         self.clip_norm, self.scaler = clip_norm, scaler
@@ -244,6 +256,9 @@ class TrainStep:
             self.scaler.step(self.optimizer)
             self.scaler.update()
             applied = self.scaler.get_scale() >= before
+        if applied:
+            for follower in self.followers:
+                follower.after_update()
         self._drop_gradients()
         return int(applied)
 

@@ -65,6 +65,7 @@ class WholeStep:
 
     def __init__(self, eager: TrainStep, tier: Tier, recipe: Any = None, *, watched: bool = False) -> None:
         self.eager, self.tier, self.steps, self.watched = eager, tier, tier.steps, watched
+        self.foreign = watched and bool(eager.followers)  # a part of each step may be code of the user's
         self.begun, self.size = False, 0  # whether this epoch's steps are compiled; samples of a full step
         kept = recipe is not None and not tier.captured
         self.store = Store([recipe, tier.threads or torch.get_num_threads()]) if kept else None
@@ -135,13 +136,14 @@ class WholeStep:
         windows, shadow = [], None
         if graph not in self.proved and not self.resumed:
             windows = [*window] if isinstance(window, Rows) else [window]
-            shadow = shadow_of(self.eager, min(len(x) for part in windows for x, _ in part))
+            if not self.foreign:
+                shadow = shadow_of(self.eager, min(len(x) for part in windows for x, _ in part))
         seed_step(self.eager.device, self.eager.seed, number)
         added = graph.call(*inputs)
         if graph not in self.proved:
             self.proved.append(graph)
             if not graph.holds(*inputs):
-                self._refuse("the model's own code changes what it does from step to step")
+                self._refuse("code of your own changes what it does from step to step")
             elif shadow and (why := shadow.differs(added, windows, number, rates)):
                 shadow.put_back()
                 added = shadow.added
@@ -166,7 +168,7 @@ class WholeStep:
             # Not before: optimizers have their state after the first step only.
             if self.tier.captured:
                 count_on_device(self.eager.optimizer)
-            if hooked_modules(self.eager.model):
+            if self.foreign or hooked_modules(self.eager.model):
                 self.store = None  # from which graphs come without guards
             batches = window.batches if isinstance(window, Rows) else window
             self.signature = signature(self.eager, batches, attributes=self.store is not None)
@@ -232,7 +234,7 @@ class WholeStep:
             )
             return None
         forward = eager.forward if self.tier.compiles_forward else None
-        return Parts(eager.model, eager.objective, eager.parameters, updates, eager.clip_norm, forward)
+        return Parts(eager.model, eager.objective, eager.parameters, updates, eager.clip_norm, eager.followers, forward)
 
     def _has_other_state(self) -> bool:
         """Tell whether the optimizer's state is in other tensors now than those that graphs were made for."""

@@ -4,7 +4,7 @@
     while not stopped and epochs are left:
         on_epoch_begin(trainer)
         for batch in batches:
-            loss, gradients, optimizer step
+            loss, gradients, optimizer step, after_update()     # the latter is part of the step
             on_step_end(trainer)                                # trainer.step has grown, unless the step was skipped
             on_tick(trainer)                                    # ten times a second at most, and before a checkpoint
         on_tick(trainer)
@@ -19,7 +19,8 @@
     the weights of the best epoch are put back
 
 Callbacks are called in the order of the spec, and only the hooks that somebody overrides (`overridden`): an unused one
-costs nothing. `on_step_end` is on the hot path and must not read a tensor's value; `on_tick` may.
+costs nothing. `on_step_end` is on the hot path and must not read a tensor's value; `on_tick` may. It needs Python after
+each step; what is arithmetic alone belongs in `after_update`, with which steps still are compiled, several a call.
 """
 
 from __future__ import annotations
@@ -125,6 +126,13 @@ class Callback:
     def on_epoch_begin(self, trainer: TrainerLike) -> None:
         """Run before the first batch of each epoch."""
 
+    def after_update(self) -> None:
+        """Change tensors in place at the end of each optimizer step that is not skipped: averages, a limit on weights.
+
+        A part of the step: where that is one graph, this Python code runs when the graph is made, not in each step. So
+        it may read no tensor's value and change nothing but tensors: the model's, and those that `tensors` returns.
+        """
+
     def on_step_end(self, trainer: TrainerLike) -> None:
         """Run after each optimizer step; a skipped one leaves `step` as it is. Hot: read no tensor's value here."""
 
@@ -192,12 +200,21 @@ def overridden(callbacks: Iterable[Callback], hook: str) -> list[Hook]:
     return [method for method in found if getattr(method, "__func__", None) is not empty]
 
 
+def followers(callbacks: Iterable[Callback]) -> list[Callback]:
+    """Return the callbacks that have a part in each step, by `after_update`, in order."""
+    return [callback for callback in callbacks if type(callback).after_update is not Callback.after_update]
+
+
 def watched_by_others(callbacks: Iterable[Callback]) -> bool:
     """Tell whether code that is not fitkit's runs within epochs, which may change the model between two steps."""
     callbacks = list(callbacks)
     hooks = [*overridden(callbacks, "on_step_end"), *overridden(callbacks, "on_tick")]
-    owners = {type(getattr(hook, "__self__", None)) for hook in hooks}
-    return any(owner is LambdaCallback or not owner.__module__.startswith("fitkit.") for owner in owners)
+    return not all(map(is_ours, [*(getattr(hook, "__self__", None) for hook in hooks), *followers(callbacks)]))
+
+
+def is_ours(callback: object) -> bool:
+    """Tell whether what a callback does is fitkit's code, and not a user's."""
+    return type(callback) is not LambdaCallback and type(callback).__module__.startswith("fitkit.")
 
 
 def run_folder(trainer: TrainerLike, callback: Callback) -> Path:

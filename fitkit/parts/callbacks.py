@@ -157,12 +157,9 @@ class EMA(Callback):
     model's own. Validation columns, the best epoch and ModelCheckpoint's files are those of the averages.
     """
 
-    remembers = ("step",)
-
     def __init__(self, *, decay: Fraction = 0.999) -> None:
         self.decay = decay
         self.update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        self.step = 0
         self.names: list[str] = []
         self.weights: list[Tensor] = []
         self.averages: list[Tensor] = []
@@ -174,13 +171,9 @@ class EMA(Callback):
         named = {name: weight for name, weight in trainer.model.named_parameters() if weight.dtype.is_floating_point}
         self.names, self.weights = list(named), list(named.values())
         self.averages = [weight.detach().clone() for weight in self.weights]
-        self.step = trainer.step
 
-    def on_step_end(self, trainer: TrainerLike) -> None:
-        """Move the averages, unless the step was skipped."""
-        if trainer.step == self.step:
-            return
-        self.step = trainer.step
+    def after_update(self) -> None:
+        """Move the averages."""
         if self.averages:
             self.update(self.averages, self.weights, None)
 
