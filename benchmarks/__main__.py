@@ -16,6 +16,7 @@ NAMES = [
     "convnet",
     "precision",
     "transformer",
+    "data_path",
     "callbacks",
     "checkpoints",
     "start",

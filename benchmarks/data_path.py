@@ -1,40 +1,83 @@
 """How many samples a second come out of an array in memory, of one in its file, and of a user's Dataset?
 
-Images of 3 x 32 x 32 bytes, 10 classes, in batches of 128 and an order of their own in each epoch; no model. Five
-tables, the first row of each a program written by hand:
-
-    memory   a uint8 array in memory: DataLoader of a TensorDataset, tensors gathered by index, fitkit
-    map      a .npy file in the page cache: the rows of a numpy.memmap, the same a few batches ahead in a thread, fitkit
-    disk     the same file, which the system was asked to forget beforehand: the first epoch
-    samples  a Dataset that reads one row of the file and turns it by a coin: DataLoader, fitkit
-    batches  the same with __getitems__, which reads the rows of a batch at once: DataLoader, fitkit
-
-Each run is a fresh process; the programs of a table take turns. The first epoch is left out elsewhere. `--step MS`
-keeps the processor busy for so long after each batch, as a step would, so that reading ahead can show.
-
-    python -m benchmarks.data_path [--runs 5] [--epochs 3] [--rows 60000] [--threads 2] [--step 0] [--only memory,map]
+Images of 3 x 32 x 32 bytes, 10 classes, in batches of 128 and an order of their own in each epoch; no model. memory: a
+uint8 array. map: a .npy file in the page cache; rows of a memmap by hand, and the same some batches ahead in a thread.
+disk: the same file, which the system was asked to forget before the one epoch that is measured. samples: a Dataset that
+reads one row of the file and turns it by a coin. batches: the same with `__getitems__`, which reads the rows of a batch
+at once. Elsewhere the first epoch is left out. What fitkit adds to a user's Dataset is a seed for each sample, and for
+each batch of one that reads batches, so that what they draw depends on (seed, epoch, sample) alone.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import queue
-import statistics
-import subprocess
-import sys
-import tempfile
-import threading
-import time
-from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from benchmarks.measure import Benchmark, Target, Value
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from benchmarks.measure import Numbers
 
 BATCH, SHAPE = 128, (3, 32, 32)
 
 
-def make_file(folder: Path, rows: int) -> None:
+class Case(NamedTuple):
+    name: str
+    rows: int = 40_000
+    epochs: int = 3
+
+
+NAMES = ("memory", "map", "disk", "samples", "batches")
+MAPS, DATASETS = ("map", "disk"), ("samples", "batches")
+BENCHMARK = Benchmark(
+    cases={name: Case(name) for name in NAMES},
+    quick={name: Case(name, 1_000, 1) for name in NAMES},
+    values=[Value("rate", "samples a second", ",.0f", more=True)],
+    runs=3,
+    threads=1,
+    ratio="times the speed of",
+    targets=[
+        Target("S6", "fitkit", "DataLoader", 10, case="memory"),
+        Target("S6", "fitkit", "rows of a memmap", 0.95, case="map"),
+        Target("S6", "fitkit", "rows, a thread ahead", 0.95, case="disk"),
+        Target("S6", "fitkit", "DataLoader", 0.95, case="samples"),
+        Target("S6", "fitkit", "DataLoader", 0.95, case="batches"),
+    ],
+)
+
+
+def measure(case: Case, batches_of: Callable[[Path], Callable[[int], Any]]) -> Numbers:
+    """Write the files, and return the rate of the batches that a program makes of them, epoch by epoch."""
+    import statistics
+    import tempfile
+    import time
+    from pathlib import Path
+
+    import torch
+
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        make_files(folder, case.rows)
+        epoch_of = batches_of(folder)
+        if case.name == "disk":  # later the pages of a map stay
+            forget(folder)
+        rates = []
+        for epoch in range(1, case.epochs + 2 if case.name != "disk" else 2):
+            begun, samples, check = time.perf_counter(), 0, 0
+            for x, y in epoch_of(epoch):
+                samples += len(x)
+                check += int(y[0])
+            rates.append(samples / (time.perf_counter() - begun))
+    return {"rate": statistics.median(rates[1:] or rates)}
+
+
+def make_files(folder: Path, rows: int) -> None:
     """Write x.npy and y.npy, a piece at a time."""
+    import os
+
     import numpy as np
 
     random = np.random.default_rng(0)
@@ -48,214 +91,134 @@ def make_file(folder: Path, rows: int) -> None:
 
 def forget(folder: Path) -> None:
     """Ask the system to drop the file from its page cache."""
+    import os
+
     with (folder / "x.npy").open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def arrays(folder, mode=None):
+def arrays(folder: Path, mode: Any = None) -> tuple[Any, Any]:
     import numpy as np
     import torch
 
     return np.load(folder / "x.npy", mmap_mode=mode), torch.from_numpy(np.load(folder / "y.npy"))
 
 
-def built(data, given=None):
-    """Return fitkit's training batches for all rows, epoch by epoch."""
-    import torch
-
-    import fitkit
-
-    spec = {"data": data, "fit": {"batch_size": BATCH, "device": "cpu"}}
-    if not isinstance(given, dict):
-        spec["splits"] = {"random": {"val": 0}}
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))
-    train = fitkit.build(spec, model=model, data=given).train
-    return lambda epoch: train.shuffled(0, epoch)
-
-
-def loader_of_tensors(folder):
+@BENCHMARK.program("DataLoader", cases=["memory", *DATASETS])
+def loader(case: Case) -> Numbers:
     import torch
     from torch.utils.data import DataLoader, TensorDataset
 
-    x, y = arrays(folder)
-    loader = DataLoader(TensorDataset(torch.from_numpy(x), y), batch_size=BATCH, shuffle=True)
-    return lambda epoch: loader
+    def batches_of(folder: Path) -> Any:
+        if case.name == "memory":
+            x, y = arrays(folder)
+            dataset: Any = TensorDataset(torch.from_numpy(x), y)
+        else:
+            dataset = dataset_of(folder, case)
+        made = DataLoader(dataset, batch_size=BATCH, shuffle=True)
+        return lambda epoch: made
+
+    return measure(case, batches_of)
 
 
-def gathered(folder):
+@BENCHMARK.program("gathered by index", cases=["memory"])
+def gathered(case: Case) -> Numbers:
     import torch
 
-    x, y = arrays(folder)
-    x = torch.from_numpy(x)
-    return lambda epoch: ((x.index_select(0, r), y.index_select(0, r)) for r in torch.randperm(len(x)).split(BATCH))
+    def batches_of(folder: Path) -> Any:
+        x, y = arrays(folder)
+        x = torch.from_numpy(x)
+        return lambda epoch: ((x.index_select(0, r), y.index_select(0, r)) for r in torch.randperm(len(x)).split(BATCH))
+
+    return measure(case, batches_of)
 
 
-def fitkit_memory(folder):
-    import torch
-
-    x, y = arrays(folder)
-    return built({"arrays": {"transform": "scale"}}, (torch.from_numpy(x), y))
-
-
-def rows_of_map(folder):
+def rows_of_map(folder: Path) -> Any:
     import torch
 
     x, y = arrays(folder, "r")
     return lambda epoch: ((torch.from_numpy(x[r.numpy()]), y[r]) for r in torch.randperm(len(x)).split(BATCH))
 
 
-def rows_of_map_ahead(folder):
-    read = rows_of_map(folder)
-
-    def epoch(number):
-        waiting, end = queue.Queue(maxsize=8), object()
-
-        def run():
-            for batch in read(number):
-                waiting.put(batch)
-            waiting.put(end)
-
-        threading.Thread(target=run, daemon=True).start()
-        while (batch := waiting.get()) is not end:
-            yield batch
-
-    return epoch
+@BENCHMARK.program("rows of a memmap", cases=MAPS)
+def mapped(case: Case) -> Numbers:
+    return measure(case, rows_of_map)
 
 
-def fitkit_map(folder):
-    paths = {name: str(folder / f"{name}.npy") for name in ("x", "y")}
-    return built({"npy": {**paths, "read": "map", "transform": {"scale": {"range": [0, 255]}}}})
+@BENCHMARK.program("rows, a thread ahead", cases=MAPS)
+def ahead(case: Case) -> Numbers:
+    import queue
+    import threading
+
+    def batches_of(folder: Path) -> Any:
+        read = rows_of_map(folder)
+
+        def epoch(number: int) -> Any:
+            waiting: queue.Queue[Any] = queue.Queue(maxsize=8)
+            end = object()
+
+            def run() -> None:
+                for batch in read(number):
+                    waiting.put(batch)
+                waiting.put(end)
+
+            threading.Thread(target=run, daemon=True).start()
+            while (batch := waiting.get()) is not end:
+                yield batch
+
+        return epoch
+
+    return measure(case, batches_of)
 
 
-def dataset(folder, whole):
+def dataset_of(folder: Path, case: Case) -> Any:
     import torch
     from torch.utils.data import Dataset
 
     x, y = arrays(folder, "r")
 
-    class Turned(Dataset):
-        def __len__(self):
+    class Turned(Dataset):  # type: ignore[type-arg]
+        def __len__(self) -> int:
             return len(x)
 
-        def __getitem__(self, row):
+        def __getitem__(self, row: int) -> Any:
             image = torch.from_numpy(x[row].copy()).float() / 255
             return (image.flip(2) if torch.rand(()) < 0.5 else image), y[row]
 
     class Batches(Turned):
-        def __getitem__(self, row):
+        def __getitem__(self, row: int) -> Any:
             return self.__getitems__([row])[0]
 
-        def __getitems__(self, rows):
+        def __getitems__(self, rows: list[int]) -> Any:
             images = torch.from_numpy(x[rows]).float() / 255
             turned = (torch.rand(len(rows)) < 0.5)[:, None, None, None]
             return list(zip(torch.where(turned, images.flip(3), images), y[rows], strict=True))
 
-    return Batches() if whole else Turned()
+    return Batches() if case.name == "batches" else Turned()
 
 
-def loader_of_dataset(folder, whole=False):
-    from torch.utils.data import DataLoader
-
-    loader = DataLoader(dataset(folder, whole), batch_size=BATCH, shuffle=True)
-    return lambda epoch: loader
-
-
-def loader_of_batches(folder):
-    return loader_of_dataset(folder, True)
-
-
-def fitkit_dataset(folder, whole=False):
-    return built("arrays", {"train": dataset(folder, whole)})
-
-
-def fitkit_batches(folder):
-    return fitkit_dataset(folder, True)
-
-
-MAPS = {"rows of a memmap": rows_of_map, "rows, a thread ahead": rows_of_map_ahead, "fitkit": fitkit_map}
-TABLES = {
-    "memory": {"DataLoader": loader_of_tensors, "gathered by index": gathered, "fitkit": fitkit_memory},
-    "map": MAPS,
-    "disk": MAPS,
-    "samples": {"DataLoader": loader_of_dataset, "fitkit": fitkit_dataset},
-    "batches": {"DataLoader": loader_of_batches, "fitkit": fitkit_batches},
-}
-
-
-def busy(seconds: float) -> None:
-    """Compute for so long, as a step would, with the interpreter free for other threads most of the time."""
+@BENCHMARK.program("fitkit")
+def own(case: Case) -> Numbers:
     import torch
 
-    end, a = time.perf_counter() + seconds, torch.ones(128, 128)
-    while time.perf_counter() < end:
-        a @ a
+    import fitkit
 
+    def batches_of(folder: Path) -> Any:
+        data: Any = "arrays"
+        given: Any = None
+        if case.name == "memory":
+            x, y = arrays(folder)
+            data, given = {"arrays": {"transform": "scale"}}, (torch.from_numpy(x), y)
+        elif case.name in MAPS:
+            paths = {name: str(folder / f"{name}.npy") for name in ("x", "y")}
+            data = {"npy": {**paths, "read": "map", "transform": {"scale": {"range": [0, 255]}}}}
+        else:
+            given = {"train": dataset_of(folder, case)}
+        spec = {"data": data, "fit": {"batch_size": BATCH, "device": "cpu"}}
+        if not isinstance(given, dict):
+            spec["splits"] = {"random": {"val": 0}}
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))
+        train = fitkit.build(spec, model=model, data=given).train
+        return lambda epoch: train.shuffled(0, epoch)
 
-def run(table: str, program: str, folder: Path, epochs: int, threads: int, step: float) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    if table == "disk":  # later the pages of a map stay
-        forget(folder)
-        epochs = 0
-    epoch_of = TABLES[table][program](folder)
-    rates = []
-    for epoch in range(1, epochs + 2):
-        begun, samples, check = time.perf_counter(), 0, 0
-        for x, y in epoch_of(epoch):
-            samples += len(x)
-            check += int(y[0])
-            if step:
-                busy(step)
-        rates.append(samples / (time.perf_counter() - begun))
-    print(json.dumps({"rate": statistics.median(rates[1:] or rates), "torch": torch.__version__, "samples": samples}))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=60_000)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--step", type=float, default=0.0, help="milliseconds of computing after each batch")
-    parser.add_argument("--only", default=",".join(TABLES), help="tables, with commas")
-    parser.add_argument("--folder", type=Path, help="where the file lies; without it one is made, and removed")
-    parser.add_argument("--program", nargs=2)
-    arguments = parser.parse_args()
-    if arguments.program:
-        step = arguments.step / 1000
-        return run(*arguments.program, arguments.folder, arguments.epochs, arguments.threads, step)
-    with tempfile.TemporaryDirectory() as made:
-        folder = arguments.folder or Path(made)
-        if not (folder / "x.npy").exists():
-            make_file(folder, arguments.rows)
-        for table in arguments.only.split(","):
-            measure(table, folder, arguments)
-
-
-def measure(table: str, folder: Path, arguments: argparse.Namespace) -> None:
-    """Print one table."""
-    found: dict[str, list[dict]] = {name: [] for name in TABLES[table]}
-    for _ in range(arguments.runs):
-        for name in found:
-            options = {"epochs": arguments.epochs, "threads": arguments.threads, "step": arguments.step}
-            command = [sys.executable, "-m", "benchmarks.data_path", "--program", table, name, "--folder", str(folder)]
-            command += [word for key, value in options.items() for word in (f"--{key}", str(value))]
-            found[name].append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
-    names = list(found)
-    first = found[names[0]][0]
-    print(f"\n{table}: {first['samples']:,} rows of {SHAPE} bytes, batch {BATCH}, step {arguments.step:g} ms; ", end="")
-    print(f"{platform.machine()}, {arguments.threads} threads, torch {first['torch']}, ", end="")
-    print(f"Python {platform.python_version()}; {arguments.runs} runs in turns, medians [min-max]\n")
-    print("| program | samples a second | " + " | ".join(f"times {name}" for name in names[:-1]) + " |")
-    print("| --- | --: | " + " | ".join("--:" for _ in names[:-1]) + " |")
-    rates = {name: [result["rate"] for result in results] for name, results in found.items()}
-    for name, values in rates.items():
-        spread = f"{statistics.median(values):,.0f} [{min(values):,.0f}-{max(values):,.0f}]"
-        versus = [statistics.median(a / b for a, b in zip(values, rates[n], strict=True)) for n in names[:-1]]
-        print(f"| {name} | {spread} | " + " | ".join(f"{ratio:.2f}" for ratio in versus) + " |")
-
-
-if __name__ == "__main__":
-    main()
+    return measure(case, batches_of)

@@ -313,6 +313,7 @@ def test_a_batch_or_a_row_that_the_memory_cannot_hold_is_refused_before_it_is_re
 
 def test_the_thread_ends_with_the_epoch_with_the_generator_and_with_an_error(folder, monkeypatch):
     monkeypatch.setattr(mapped, "READ_BYTES", 1)
+    monkeypatch.setattr(mapped, "ROW_SECONDS", -1.0)  # every read counts as one of the disk
     _, batches = on_disk(folder)
     assert len(list(batches.in_order())) == 13 and not readers()
     some = batches.shuffled(0, 1)
@@ -333,6 +334,7 @@ def test_the_thread_ends_with_the_epoch_with_the_generator_and_with_an_error(fol
 
 def test_no_more_is_read_than_some_batches_ahead(folder, monkeypatch):
     monkeypatch.setattr(mapped, "READ_BYTES", 1)
+    monkeypatch.setattr(mapped, "ROW_SECONDS", -1.0)
     _, batches = on_disk(folder)
     read, gather = [], batches._gather
     monkeypatch.setattr(batches, "_gather", lambda rows: read.append(len(rows)) or gather(rows))
@@ -341,6 +343,18 @@ def test_no_more_is_read_than_some_batches_ahead(folder, monkeypatch):
     assert not readers(5) and len(read) == 2
     next(some)
     assert not readers(5) and len(read) == 3
+
+
+def test_what_lies_in_the_page_cache_is_gathered_without_a_thread(folder, monkeypatch):
+    monkeypatch.setattr(mapped, "ROW_SECONDS", 1.0)
+    monkeypatch.setattr(mapped, "_Ahead", None)
+    _, batches = on_disk(folder)
+    read, gather = [], batches._gather
+    monkeypatch.setattr(batches, "_gather", lambda rows: read.append(len(rows)) or gather(rows))
+    some = batches.in_order()
+    next(some)
+    assert len(read) == 1
+    assert len(list(some)) == 12
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

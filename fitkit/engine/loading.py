@@ -29,7 +29,7 @@ from torch.utils.data import (
 )
 
 from fitkit.engine.batches import Batch
-from fitkit.engine.seeds import BATCH, SAMPLE, derive, kept_random_state, order, seed_sample
+from fitkit.engine.seeds import BATCH, SAMPLE, derive, derive_state, kept_random_state, order, seed_sample
 from fitkit.engine.workers import StartWorker, fault_of_reading, fault_of_rows, start_workers
 from fitkit.errors import DataError, FitkitError, listing
 
@@ -220,12 +220,13 @@ class _Plan:
 
     def _keys(self) -> Iterator[list[tuple[int, int]]]:
         batches = self._drawn(self.batch_sampler) if self.batch_sampler is not None else self._cut()
+        state = derive_state(self.seed, SAMPLE, self.epoch)
         for number, batch in itertools.islice(enumerate(batches), self.start, None):
             if self.whole:
                 seed = derive(self.seed, BATCH, self.epoch, number)
                 yield [(row, seed) for row in batch]
             else:
-                yield [(row, derive(self.seed, SAMPLE, self.epoch, row)) for row in batch]
+                yield [(row, derive(state, row)) for row in batch]
 
     def _cut(self) -> Iterator[list[int]]:
         if self.sampler is not None:

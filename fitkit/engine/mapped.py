@@ -1,7 +1,9 @@
-"""Batches of an array that stays in its file: a thread gathers the rows of some batches ahead, through a map.
+"""Batches of an array that stays in its file: where a read waits for the disk, a thread gathers some batches ahead.
 
-What is gathered is a function of the rows alone, so the thread changes no number. It is one thread for one read, which
-ends by itself: nothing is left over when an epoch is left early, by an error or by a signal.
+From the page cache each batch is gathered when it is asked for: a thread would take longer to hand it over, and put it
+where the processor has to fetch it again. What is gathered is a function of the rows alone, so the thread changes no
+number. It is one thread for one read, which ends by itself: nothing is left over when an epoch is left early, by an
+error or by a signal.
 """
 
 from __future__ import annotations
@@ -64,12 +66,13 @@ class MappedBatches(RowBatches):
         together = min(together, self.batch_size * MOST_BATCHES)
         pinned = self.device.type == "cuda"  # elsewhere an asynchronous copy may read memory that has changed
         ahead: _Ahead | None = None
+        at = 0
         try:
-            for start in range(0, len(rows), together):
-                read = ahead or _Ahead(self._read, rows[start : start + together])
-                batches = read.result()
-                following = rows[start + together : start + 2 * together]
-                ahead = _Ahead(self._read, following) if len(following) else None
+            while at < len(rows):
+                batches = self._read(rows[at : at + self.batch_size]) if ahead is None else ahead.result()
+                at += sum(len(y) for _, y in batches)
+                waits = (self.waits or pinned) and at < len(rows)
+                ahead = _Ahead(self._read, rows[at : at + together]) if waits else None
                 for x, y in batches:
                     yield x.to(self.device, non_blocking=pinned), y.to(self.device, non_blocking=pinned)
         finally:
