@@ -8,6 +8,7 @@ the trained weights over all rows, in the same way for all, so that one sees tha
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -208,12 +209,6 @@ def fitkit(t: Training, epochs: int | None = None, **options: Any) -> dict[str, 
     """Train by a spec; `options` are keys of its `fit:`. A run of more `epochs` is ended after those to be measured."""
     import fitkit
 
-    def end_epoch(trainer: Any) -> None:
-        t.end_epoch()
-        if trainer.epoch == t.epochs:
-            trainer.stop("measured")
-
-    watch = fitkit.LambdaCallback(on_epoch_end=end_epoch)
     spec = {
         **t.spec,
         "splits": {"random": {"val": 0.0}},
@@ -221,7 +216,15 @@ def fitkit(t: Training, epochs: int | None = None, **options: Any) -> dict[str, 
         "fit": {"epochs": epochs or t.epochs, "batch_size": t.batch_size, "device": t.device, **options},
     }
     model = None if "model" in t.spec else t.model
-    trainer = fitkit.build(spec, model=model, data=(t.x, t.y), callbacks=[watch])
+    trainer = fitkit.build(spec, model=model, data=(t.x, t.y))
+    trainer.options = dataclasses.replace(trainer.options, epochs=t.epochs)
+    append = trainer.history.append
+
+    def end_epoch(row: Any) -> None:
+        append(row)
+        t.end_epoch()
+
+    trainer.history.append = end_epoch  # a callback of ours would be one of a user's, which the run has to watch
     with torch.no_grad():  # a spec's model has weights of its own seed
         for own, initial in zip(trainer.model.parameters(), t.model.parameters(), strict=True):
             own.copy_(initial)

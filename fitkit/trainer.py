@@ -42,7 +42,7 @@ from fitkit.engine.weights import save, snapshot
 from fitkit.engine.whole_step import WholeStep
 from fitkit.errors import FAILED, DataError, FitkitError, TrainingError
 from fitkit.history import History
-from fitkit.parts.callback import Callback, followers, overridden, watched_by_others
+from fitkit.parts.callback import Callback, followers, is_ours, overridden, watched_by_others
 from fitkit.spec.options import FitOptions
 
 HOOKS = ("train_begin", "epoch_begin", "step_end", "tick", "evaluate_begin", "evaluate_end", "epoch_end", "train_end")
@@ -91,6 +91,7 @@ class Trainer:
     card: Mapping[str, Any] = field(default_factory=dict)  # what a weights file says about the model
     spec: Any = None  # the Spec with every default filled in, if there is one
     recipe: Any = None  # what shapes a compiled step, where it is known: such steps are kept for other runs
+    closed: bool = False  # whether all code of a step is fitkit's or torch's; it does not change from epoch to epoch
     flops: float | None = None  # floating-point operations of a sample's forward pass, where they were counted
     notes: str = ""  # what the build found worth printing once: class counts a part
     keeper: Keeper | None = None  # writes checkpoints
@@ -149,8 +150,10 @@ class Trainer:
         )
         if self.tier.compiles_forward:
             step.compile_forward()
-        whole = self.tier.whole and WholeStep(step, self.tier, self.recipe, watched=watched_by_others(self.callbacks))
-        self._train_step: Any = whole or step  # calls take what its own windows yield
+        self._train_step: Any = step  # calls take what its own windows yield
+        if self.tier.whole:
+            closed, watched = self.closed and all(map(is_ours, self.callbacks)), watched_by_others(self.callbacks)
+            self._train_step = WholeStep(step, self.tier, self.recipe, watched=watched, closed=closed)
         self._evaluator = Evaluator(self.model, self.objective, self._micro, compile=self.tier.compiles_evaluation)
 
     def _call(self, hook: str) -> None:
@@ -194,8 +197,8 @@ class Trainer:
 
     def __str__(self) -> str:
         """Show the plan: what will run on what, for how long."""
-        parts = {"train": self.train, "val": self.val}
-        counts = [f"{name} {part.samples:,}" for name, part in parts.items() if part and part.samples]
+        parts = ("train", self.train), ("val", self.val)
+        counts = [f"{name} {part.samples:,}" for name, part in parts if part and part.samples]
         size = sum(p.numel() for p in self.model.parameters())
         precision = str(self.objective.precision or next(self.model.parameters()).dtype).removeprefix("torch.")
         steps = f"{self.total_steps:,} steps" if self.total_steps else "no end in steps"
@@ -267,10 +270,9 @@ class Trainer:
             if not all_finite(self.model.parameters()):
                 raise TrainingError(self._bad_weights())
             return
-        column = self.monitor.column
         raise TrainingError(
-            f"{column} was never finite in {len(self.history)} epochs, so no epoch is the best. Look for NaN or "
-            "infinity in the validation data, and for layers that behave otherwise in eval mode."
+            f"{self.monitor.column} was never finite in {len(self.history)} epochs, so no epoch is the best. Look for "
+            "NaN or infinity in the validation data, and for layers that behave otherwise in eval mode."
         )
 
     def _bad_weights(self) -> str:
@@ -289,8 +291,7 @@ class Trainer:
         if self.batch == 0:
             raise DataError("the training data yields no batch.")
         self.row = {**self.sums.values()}
-        most = self.options.most_epochs
-        if most is not None and self.epoch >= most:
+        if (most := self.options.most_epochs) is not None and self.epoch >= most:
             self._limit(f"all {most} epochs done")
         if self.stopped:  # before the evaluation that a longer run might not have had here
             self._save(begun)
@@ -372,8 +373,7 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, float]:
         """Evaluate if it is due, and copy the weights if they are the best so far."""
-        due = self.epoch % self.options.eval_every == 0 or self.stopped
-        if self.val is None or not due:
+        if self.val is None or (self.epoch % self.options.eval_every and not self.stopped):
             return {}
         self._call("evaluate_begin")
         seed_evaluation(self.device, self.seed, self.epoch)

@@ -31,7 +31,7 @@ from fitkit.builder.objective import (
     try_model,
 )
 from fitkit.builder.outline import Outline, make_model
-from fitkit.builder.recipe import make_recipe
+from fitkit.builder.recipe import is_closed, make_recipe
 from fitkit.builder.tables import PLATEAU, TABLES, default
 from fitkit.engine.batches import Batches, RowBatches
 from fitkit.engine.devices import check_compile, choose_device, choose_precision
@@ -179,6 +179,7 @@ def finish(begun: Outline, out: Path | None, callbacks: Sequence[Callback] = ())
         out=out,
         spec=dataclasses.replace(spec, fit=_with_epochs(spec)),
         recipe=recipe,
+        closed=is_closed(begun, bound),
         flops=bound.flops,
         notes=_notes(spec, model, prepared),
     )

@@ -17,11 +17,9 @@ def make_recipe(begun: Outline, bound: Bound) -> dict[str, Any] | None:
 
     Shapes, modes and the sizes of batches are not in it: a step adds those of its own.
     """
-    spec = bound.spec
-    augment = (begun.spec.data and begun.spec.data.get("augment")) or []
-    components = list(_components([spec.model, spec.loss, spec.metrics, begun.spec.optimizer, augment]))
-    if begun.model is not None or not all(is_ours(c.entry.factory) for c in components):
+    if begun.model is not None or not is_closed(begun, bound):
         return None
+    spec, augment = bound.spec, _augment(begun)
     resolved = spec.resolved()
     return {
         **{key: resolved[key] for key in ("model", "loss", "metrics", "optimizer")},
@@ -34,6 +32,18 @@ def make_recipe(begun: Outline, bound: Bound) -> dict[str, Any] | None:
         "target": begun.prepared.target,
         "device": str(begun.device),
     }
+
+
+def is_closed(begun: Outline, bound: Bound) -> bool:
+    """Tell whether all code of a step is fitkit's or torch's, whose layers do not change themselves."""
+    spec = bound.spec
+    components = _components([spec.model, spec.loss, spec.metrics, begun.spec.optimizer, _augment(begun)])
+    layers = () if begun.model is None else begun.model.modules()
+    return all(is_ours(c.entry.factory) for c in components) and all(is_ours(type(layer)) for layer in layers)
+
+
+def _augment(begun: Outline) -> Sequence[Component]:
+    return (begun.spec.data and begun.spec.data.get("augment")) or []
 
 
 def is_ours(factory: Any) -> bool:

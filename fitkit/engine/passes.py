@@ -9,6 +9,7 @@ from torch import Tensor
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._inductor.lowering import register_lowering
 
+CONSTANTS = torch.ops.aten.full.default, torch.ops.aten.scalar_tensor.default
 _torch: Any = torch.library
 _library = _torch.Library("fitkit", "DEF")
 _library.define("scalar(Tensor x) -> Tensor")
@@ -56,13 +57,56 @@ def _times(graph: torch.fx.Graph, node: torch.fx.Node, value: Any, alpha: float)
 
 def _node(graph: torch.fx.Graph, function: Any, arguments: tuple[Any, ...], like: torch.fx.Node) -> torch.fx.Node:
     made = graph.call_function(function, arguments)
-    value = arguments[0].meta["val"]
-    made.meta = {**like.meta, "val": function(value, *arguments[1:])}
+    values = (a.meta["val"] if isinstance(a, torch.fx.Node) else a for a in arguments)
+    made.meta = {**like.meta, "val": function(*values)}
     return made
 
 
+class BiasApart(CustomGraphPass):
+    """Writes a @ b + bias for addmm(bias, a, b) on a CPU, where the bias is a vector.
+
+    The sum becomes a part of the loop that follows, such as that of an activation. Within addmm it costs a pass of its
+    own, which copies the bias into each row of the result, and its reading again.
+    """
+
+    def __call__(self, graph: torch.fx.Graph) -> None:
+        """Change the graph in place."""
+        aten = torch.ops.aten
+        for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
+            bias, left, right = node.args
+            value = node.meta["val"]
+            wide = value.device.type == "cpu" and value.dtype in (torch.float32, torch.float64)
+            if node.kwargs or not wide or bias.meta["val"].dim() != 1:
+                continue
+            with graph.inserting_before(node):
+                product = _node(graph, aten.mm.default, (left, right), node)
+                total = _node(graph, aten.add.Tensor, (product, bias), node)
+            node.replace_all_uses_with(total)
+            graph.erase_node(node)
+
+    def uuid(self) -> str:
+        """Return what torch's own caches tell this pass by."""
+        return "fitkit.bias.1"
+
+
+class InTurn(CustomGraphPass):
+    """One pass after another, where torch has a place for one."""
+
+    def __init__(self, *passes: CustomGraphPass) -> None:
+        self.passes = passes
+
+    def __call__(self, graph: torch.fx.Graph) -> None:
+        """Change the graph in place."""
+        for change in self.passes:
+            change(graph)
+
+    def uuid(self) -> str:
+        """Return what torch's own caches tell these passes by."""
+        return " ".join(str(change.uuid()) for change in self.passes)
+
+
 class OnceComputed(CustomGraphPass):
-    """Marks each 0-d float that enters a computation of more than 0 dimensions, so that it has a place in memory.
+    """Marks each 0-d float, no constant, that enters a computation of more dimensions: it gets a place in memory.
 
     Torch's compiler would put it, as text, into every loop that uses it. Adam's bias correction is a power and a root
     of the step's number: written into the loop over a weight, it is computed anew for each of its elements, which takes
@@ -72,7 +116,7 @@ class OnceComputed(CustomGraphPass):
     def __call__(self, graph: torch.fx.Graph) -> None:
         """Change the graph in place."""
         for node in list(graph.nodes):
-            if node.op != "call_function" or not _is_scalar(node):
+            if node.op != "call_function" or not _is_scalar(node) or node.target in CONSTANTS:
                 continue
             users = [user for user in node.users if not _is_scalar(user) and isinstance(user.meta.get("val"), Tensor)]
             if users:
@@ -84,7 +128,7 @@ class OnceComputed(CustomGraphPass):
 
     def uuid(self) -> str:
         """Return what torch's own caches tell this pass by."""
-        return "fitkit.scalars.1"
+        return "fitkit.scalars.2"
 
 
 def _is_scalar(node: torch.fx.Node) -> bool:

@@ -181,16 +181,22 @@ def _settings() -> Iterator[None]:
     import torch._dynamo.config
     import torch._inductor.config
 
-    from fitkit.engine.passes import OnceComputed, PlainSums  # which imports the compiler
+    from fitkit.engine.passes import (
+        BiasApart,
+        InTurn,
+        OnceComputed,
+        PlainSums,
+    )  # which imports the compiler
 
     inductor = {
         "cpp_wrapper": True,
+        "memory_planning": True,  # one allocation a call: some thirty a step took a tenth of a small one's time
         "joint_custom_pre_pass": PlainSums(),
         "post_grad_custom_pre_pass": PlainSums(),  # what was decomposed since
-        "post_grad_custom_post_pass": OnceComputed(),
+        "post_grad_custom_post_pass": InTurn(BiasApart(), OnceComputed()),
     }
     with (
-        torch._dynamo.config.patch(trace_autograd_ops=True),
+        torch._dynamo.config.patch(trace_autograd_ops=True, record_runtime_overhead=False),
         torch._inductor.config.patch(inductor),
         _tensors_stay_tensors(),
         warnings.catch_warnings(),

@@ -60,17 +60,21 @@ class WholeStep:
 
     With a `recipe`, plain values that say all that shapes the graphs, they are looked for in the user's cache first,
     and kept there; else their guards are checked once an epoch, as are those of captured ones. Where code of the user's
-    `watched` each step, it may have changed the model: then all is looked at in each call.
+    `watched` each step, it may have changed the model: then all is looked at in each call. A `closed` run holds none.
     """
 
-    def __init__(self, eager: TrainStep, tier: Tier, recipe: Any = None, *, watched: bool = False) -> None:
-        self.eager, self.tier, self.steps, self.watched = eager, tier, tier.steps, watched
+    def __init__(
+        self, eager: TrainStep, tier: Tier, recipe: Any = None, *, watched: bool = False, closed: bool = False
+    ) -> None:
+        self.eager, self.tier, self.steps = eager, tier, tier.steps
+        self.watched, self.closed = watched, closed
         self.foreign = watched and bool(eager.followers)  # a part of each step may be code of the user's
         self.begun, self.size = False, 0  # whether this epoch's steps are compiled; samples of a full step
         kept = recipe is not None and not tier.captured
         self.store = Store([recipe, tier.threads or torch.get_num_threads()]) if kept else None
         self.graphs: dict[Any, list[Graph]] = {}
         self.trusted: dict[Any, Graph] = {}  # whose guards held in this epoch
+        self.rates: dict[int, tuple[list[Sequence[float]], Tensor]] = {}  # of the last call, by its steps
         self.proved: list[Graph] = []  # whose guards held after their own first call too
         self.parts: Parts | None = None
         self.refused = self.signature = self.traced = ""
@@ -101,8 +105,9 @@ class WholeStep:
     def begin_epoch(self) -> None:
         """Look again at what may have changed between epochs: hooks, modes, layers that were frozen."""
         self.eager.begin_epoch()
-        self.trusted.clear()
-        self.signature = ""
+        if not self.closed:
+            self.trusted.clear()
+            self.signature = ""
 
     def windows(self, train: Batches, epoch: int, start: int, left: int | None) -> Iterator[Rows | Sequence[Batch]]:
         """Cut an epoch from batch `start` on into calls, for at most `left` steps."""
@@ -126,9 +131,7 @@ class WholeStep:
         graph = None
         if number > 0 and self.begun and not self.refused and (self.tier.all_steps or self._is_full(window)):
             lrs = [rates(ahead) for ahead in range(steps)]
-            device = "cpu" if self.tier.captured else self.eager.device  # where a copy to it would be waited for
-            wide = torch.tensor(lrs, dtype=torch.float64, device=device)
-            graph, inputs = self._graph(window, wide)
+            graph, inputs = self._graph(window, self._as_tensor(lrs))
         if graph is None:
             for ahead, batches in enumerate(window if isinstance(window, Rows) else [window]):
                 self.eager(batches, sums, number + ahead, later(rates, ahead))
@@ -152,6 +155,15 @@ class WholeStep:
         for group, lr in zip(self.eager.optimizer.param_groups, lrs[-1], strict=True):
             group["lr"] = lr
         return steps
+
+    def _as_tensor(self, lrs: list[Sequence[float]]) -> Tensor:
+        """Return learning rates (k, groups) in float64, the tensor of the last call of k steps where it holds them."""
+        before, tensor = self.rates.get(len(lrs), (None, None))
+        if tensor is None or lrs != before:
+            device = "cpu" if self.tier.captured else self.eager.device  # where a copy to it would be waited for
+            tensor = torch.tensor(lrs, dtype=torch.float64, device=device)
+            self.rates[len(lrs)] = lrs, tensor
+        return tensor
 
     def _is_full(self, window: Rows | Sequence[Batch]) -> bool:
         """Tell whether a window is what most calls of an epoch are."""
