@@ -5,8 +5,6 @@ state, eager and compiled, and the seconds that the first epoch takes longer whe
 of a whole fit, length by length; `auto` is compared with the better of eager and compiled. The compiled tier is the one
 that `compile: true` takes at that length. Torch's own compiler cache is kept between runs but for the graphs: a
 compiler that was never used takes some 10 s more, once.
-
-    python -m benchmarks.policy [--seconds 3]
 """
 
 from __future__ import annotations
@@ -19,8 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
+from benchmarks.measure import processor, replace
+
+PAGE, TARGET = Path(__file__).parent / "README.md", 0.05
 LONG = 400_000  # steps from which on graphs hold more steps
 LENGTHS = (1_000, 10_000, 100_000, 1_000_000)
 BATCH, ROWS = 32, 1440
@@ -108,8 +110,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.one:
         return measure(arguments.one[0], int(arguments.one[1]), json.loads(arguments.one[2]), arguments.seconds)
-    print("| model | steps | eager, s | compiled, s | auto | slower than the better |")
-    print("| --- | --: | --: | --: | --- | --: |")
+    lines = ["| model | steps | eager, s | compiled, s | auto | slower than the better |"]
+    lines.append("| --- | --: | --: | --: | --- | --: |")
     worst = 0.0
     for name in models():
         eager = ask(name, LENGTHS[0], False, arguments.seconds)
@@ -124,8 +126,23 @@ def main() -> None:
             regret = taken / min(whole) - 1
             worst = max(worst, regret)
             chosen = choice or "eager"
-            print(f"| {name} | {length:,} | {whole[0]:.2f} | {whole[1]:.2f} | {chosen} | {regret:.0%} |", flush=True)
-    print(f"\nworst: {worst:.0%}")
+            lines.append(f"| {name} | {length:,} | {whole[0]:.2f} | {whole[1]:.2f} | {chosen} | {regret:.0%} |")
+            print(lines[-1], flush=True)
+    text = section("\n".join(lines), worst)
+    print(f"\n{text}")
+    PAGE.write_text(replace(PAGE.read_text("utf-8"), "policy", text), "utf-8")
+
+
+def section(table: str, worst: float) -> str:
+    """Return what the page says: question, conditions, table, target."""
+    import torch
+
+    assert __doc__
+    question, _, text = __doc__.strip().partition("\n")
+    reached = "reached" if worst <= TARGET else "not reached"
+    conditions = f"{processor()}, {os.cpu_count()} cores, default threads; torch {torch.__version__}; one run."
+    target = f"- at most {worst:.0%} slower than the better; target at most {TARGET:.0%}: **{reached}**"
+    return "\n\n".join([f"## {question} `python -m benchmarks.policy`", text.strip(), conditions, table, target])
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ import warnings
 
 import pytest
 import torch
-from small_nets import KINDS, declared, furthest, inputs, network
 from small_nets import Y as TARGETS
+from small_nets import declared, furthest, inputs, network
 
 import fitkit
 from fitkit.engine.devices import can_compile
@@ -67,7 +67,7 @@ def largest(model):
     return max(float(p.detach().norm(dim=1).max()) for p in model.parameters() if p.ndim == 2)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
 def test_averages_in_compiled_steps_are_those_of_eager_ones_several_steps_a_call(kind):
     eager = train(False, kind, [EMA(decay=0.9)])
     compiled = train(True, kind, [EMA(decay=0.9)])

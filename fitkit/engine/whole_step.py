@@ -20,7 +20,7 @@ from fitkit.engine.batches import ArrayBatches, Batch, Batches
 from fitkit.engine.capture import capture
 from fitkit.engine.graph import Parts, step_on_batches, steps_on_rows
 from fitkit.engine.private import Graph, NoGraph, compile_graph, hooked, hooked_modules
-from fitkit.engine.seeds import seed_step
+from fitkit.engine.seeds import random_state, seed_step
 from fitkit.engine.shadow import later, shadow_of
 from fitkit.engine.signature import signature
 from fitkit.engine.step import Metric, Rates, Sums, TrainStep
@@ -76,6 +76,7 @@ class WholeStep:
         self.trusted: dict[Any, Graph] = {}  # whose guards held in this epoch
         self.rates: dict[int, tuple[list[Sequence[float]], Tensor]] = {}  # of the last call, by its steps
         self.proved: list[Graph] = []  # whose guards held after their own first call too
+        self.still: list[Graph] = []  # that draw no random number
         self.parts: Parts | None = None
         self.refused = self.signature = self.traced = ""
         self.resumed = False  # then graphs were checked before, or the run would go on as no uninterrupted one does
@@ -141,10 +142,14 @@ class WholeStep:
             windows = [*window] if isinstance(window, Rows) else [window]
             if not self.foreign:
                 shadow = shadow_of(self.eager, min(len(x) for part in windows for x, _ in part))
-        seed_step(self.eager.device, self.eager.seed, number)
+        if graph not in self.still:
+            seed_step(self.eager.device, self.eager.seed, number)
+        before = None if graph in self.proved or self.tier.captured else random_state(self.eager.device)
         added = graph.call(*inputs)
         if graph not in self.proved:
             self.proved.append(graph)
+            if before is not None and torch.equal(before, random_state(self.eager.device)):
+                self.still.append(graph)
             if not graph.holds(*inputs):
                 self._refuse("code of your own changes what it does from step to step")
             elif shadow and (why := shadow.differs(added, windows, number, rates)):

@@ -52,6 +52,8 @@ def bind_schedule(component: Component, total_steps: int) -> Callable[[int], flo
     """
     schedule = functools.partial(component.entry.factory, **component.own())
     warm = warmup_steps(component, total_steps, **component.shared())
+    if component.entry.factory is constant and not warm:  # the multiplier is asked for before every step
+        return lambda step: 1.0
 
     def multiplier(step: int) -> float:
         if step < warm:

@@ -12,7 +12,7 @@ from fitkit.data import Data, Rows
 from fitkit.spec.table import Table
 
 ROUNDED = (torch.float64, torch.int32, torch.int64)  # float32 cannot hold all of their values
-CHUNK = 1 << 24  # numbers that are taken to float64 at a time
+CHUNK = 1 << 20  # numbers that are taken to float64 at a time
 
 transforms = Table("transform")
 
