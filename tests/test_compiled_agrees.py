@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import fitkit
+from fitkit.engine import whole_step
 from fitkit.engine.devices import can_compile
 
 pytestmark = [
@@ -204,3 +205,24 @@ def test_a_parameter_that_comes_into_play_later_is_trained():
     assert furthest(compiled, eager) <= 1e-5
     torch.manual_seed(0)
     assert not torch.equal(compiled.model.more.weight, Tempered().more.weight)
+
+
+class Layer(nn.Linear):
+    """A user's own."""
+
+
+@pytest.mark.parametrize("looks", ["once", "for a callback", "for a hook", "for a layer of the user's"])
+def test_a_model_is_looked_at_again_in_each_epoch_only_where_code_of_the_user_s_runs(looks, monkeypatch):
+    seen = []
+    look = whole_step.signature
+    monkeypatch.setattr(whole_step, "signature", lambda *given, **more: seen.append(1) or look(*given, **more))
+    model = nn.Sequential(
+        (Layer if looks == "for a layer of the user's" else nn.Linear)(3, 4), nn.Tanh(), nn.Linear(4, 2)
+    )
+    if looks == "for a hook":
+        model[0].register_forward_hook(lambda module, given, output: output * 2)
+    callbacks = [fitkit.LambdaCallback(on_epoch_end=lambda trainer: None)] if looks == "for a callback" else []
+    spec = {"splits": {"random": {"val": 0}}, "callbacks": {"TerminateOnNaN": {}, "EMA": 0.5}}
+    data = torch.randn(40, 3), torch.arange(40) % 2
+    train(spec, "whole steps", model, data, callbacks, epochs=5, batch_size=10)
+    assert len(seen) == (1 if looks == "once" else 4)  # the only call of the first epoch is eager

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from fitkit.engine.memory import kept_memory
+from fitkit.engine.memory import keep_what_is_freed
 from fitkit.engine.seeds import kept_random_state
 from fitkit.errors import Fault, SpecError
 from fitkit.spec.options import FitOptions
@@ -80,8 +80,9 @@ def run_settings(options: FitOptions, device: torch.device, threads: int | None 
     was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark, many, flushed = torch.backends.cudnn.benchmark, torch.get_num_threads(), _flushes_denormals()
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), kept_random_state(), kept_memory(device):
+    with torch.random.fork_rng(devices=devices), kept_random_state():
         try:
+            keep_what_is_freed(device)
             if threads is not None:
                 torch.set_num_threads(threads)
                 torch.set_flush_denormal(flushed or threads == 1)

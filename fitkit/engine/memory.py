@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import os
 import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +21,7 @@ except ImportError:  # Windows
 
 # Where torch has no type for it: the CPU, MPS, cuBLAS, and CUDA outside of torch's own allocator.
 SAID = ("DefaultCPUAllocator", "MPS backend out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
-# glibc's names, from malloc.h: from what size on a block is taken from the system by itself, and how much at the end of
-# the heap may be free before it goes back. glibc moves the first up to 32 MiB, and the second to twice that.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-OWN_BLOCK_BYTES, KEPT_BLOCK_BYTES, KEPT_BYTES = 32 << 20, 256 << 20, 1 << 30
+LARGEST_BLOCK = (32 << 20) - (64 << 10)  # bytes: the largest, with its head and its alignment, by which glibc learns
 ASKED = re.compile(r"tried to allocate ([\d.,]+ ?\w+)", re.IGNORECASE)
 
 
@@ -37,6 +30,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in SAID)
+
+
+def keep_what_is_freed(device: torch.device) -> None:
+    """Let the C library keep what a step frees for the next one: by itself glibc gives it back to the system each time.
+
+    Getting it again, page by page, took a twentieth of the time of a small transformer. glibc takes a block of 128 KiB
+    or more from the system by itself, until one is freed: then it keeps blocks of that size, up to 32 MiB, and twice as
+    much at the end of its heap (mallopt(3), M_MMAP_THRESHOLD). No page of the block that teaches it is ever touched.
+    """
+    if device.type == "cpu":
+        torch.empty(LARGEST_BLOCK, dtype=torch.uint8)
 
 
 def forget_peak(device: torch.device) -> None:
@@ -160,26 +164,3 @@ def pieces(window: Sequence[Batch], rows: int) -> Iterator[tuple[Tensor, Tensor]
     """Yield the batches in pieces of at most `rows`."""
     for x, y in window:
         yield from zip(torch.split(x, rows), torch.split(y, rows), strict=True)
-
-
-@contextlib.contextmanager
-def kept_memory(device: torch.device) -> Iterator[None]:
-    """Keep what a step frees for the next one, where the C library would give it back to the system each time.
-
-    Getting it again, page by page, took a twentieth of the time of a small transformer. Only glibc can be asked, and is
-    not where the user has set its limits; what was kept is given back in the end, and the limits are then those that
-    glibc arrives at by itself.
-    """
-    chosen = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
-    library: Any = ctypes.CDLL(None) if sys.platform == "linux" and device.type == "cpu" and not chosen else None
-    if not (hasattr(library, "mallopt") and hasattr(library, "malloc_trim")):
-        yield
-        return
-    library.mallopt(M_MMAP_THRESHOLD, KEPT_BLOCK_BYTES)
-    library.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
-    try:
-        yield
-    finally:
-        library.mallopt(M_MMAP_THRESHOLD, OWN_BLOCK_BYTES)
-        library.mallopt(M_TRIM_THRESHOLD, 2 * OWN_BLOCK_BYTES)
-        library.malloc_trim(0)

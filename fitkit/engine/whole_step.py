@@ -186,7 +186,7 @@ class WholeStep:
             if self.tier.captured:
                 count_on_device(self.eager.optimizer)
             if self.foreign or hooked_modules(self.eager.model):
-                self.store = None  # from which graphs come without guards
+                self.store, self.closed = None, False  # graphs of a store have no guards
             batches = window.batches if isinstance(window, Rows) else window
             self.signature = signature(self.eager, batches, attributes=self.store is not None)
             if hooked(self.eager.optimizer):
