@@ -194,3 +194,30 @@ def test_averages_of_a_killed_run_go_on_to_the_same_bits(stop, tmp_path):
         go(tmp_path / "cut", then=kill)
     resumed = go(tmp_path / "cut", resume=True)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+class Plain(Callback):
+    """An average without torch.no_grad, and a limit."""
+
+    def on_train_begin(self, trainer):
+        self.weights = list(trainer.model.parameters())
+        self.averages = [weight.detach().clone() for weight in self.weights]
+        self.losses = []
+
+    def after_update(self):
+        for average, weight in zip(self.averages, self.weights, strict=True):
+            weight.clamp_(-0.3, 0.3)
+            average.lerp_(weight, 0.1)
+
+    def on_epoch_end(self, trainer):
+        self.losses.append(trainer.row["loss"])
+
+
+def test_no_gradient_is_taken_of_what_a_callback_does_and_its_notes_make_no_new_graph():
+    eager, compiled = Plain(), Plain()
+    one, other = train(False, callbacks=[eager]), train(True, callbacks=[compiled])
+    assert furthest(other.model, one.model) <= 1e-5 and other.compiled == "whole steps"
+    for callback in (eager, compiled):
+        assert not any(average.requires_grad for average in callback.averages) and len(callback.losses) == 9
+    torch.testing.assert_close(compiled.averages, eager.averages, rtol=1e-4, atol=1e-6)
+    assert sum(map(len, other._train_step.graphs.values())) == 1

@@ -10,6 +10,7 @@ from torch import nn
 import fitkit
 from fitkit.engine import whole_step
 from fitkit.engine.devices import can_compile
+from fitkit.session import run
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -226,3 +227,73 @@ def test_a_model_is_looked_at_again_in_each_epoch_only_where_code_of_the_user_s_
     data = torch.randn(40, 3), torch.arange(40) % 2
     train(spec, "whole steps", model, data, callbacks, epochs=5, batch_size=10)
     assert len(seen) == (1 if looks == "once" else 4)  # the only call of the first epoch is eager
+
+
+SCALE = {"by": 1.0}
+
+
+class Scaled(nn.Module):
+    """Multiplies by a number outside of the model, which each evaluation halves."""
+
+    def forward(self, x):
+        if not self.training:
+            SCALE["by"] /= 2
+            return x
+        return x * SCALE["by"]
+
+
+def test_a_number_outside_of_the_model_that_changes_between_epochs_is_in_the_next_graph():
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    data = {"train": (x, (x[:, 0] > 0).long()), "val": (x[:16], (x[:16, 0] > 0).long())}
+
+    def losses(tier):
+        SCALE["by"] = 1.0
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), Scaled(), nn.Tanh(), nn.Linear(8, 2))
+        return train({"optimizer": {"SGD": 0.5}}, tier, model, data, epochs=3, batch_size=16, check_data=False).history[
+            "loss"
+        ]
+
+    assert losses("whole steps") == pytest.approx(losses("eager"), rel=1e-5)
+
+
+def test_a_hook_that_is_put_on_a_callback_of_fitkit_s_is_code_of_the_user_s():
+    def losses(tier):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.LeakyReLU(), nn.Linear(4, 2))
+        callback = fitkit.EarlyStopping(monitor="loss", patience=50)
+
+        def slope(trainer):
+            model[1].negative_slope = 0.5 * trainer.epoch
+
+        callback.on_epoch_end = slope
+        data = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2
+        spec = {"splits": {"random": {"val": 0}}, "optimizer": {"SGD": 0.5}}
+        return train(spec, tier, model, data, [callback], epochs=4, batch_size=10, check_data=False).history["loss"]
+
+    assert losses("whole steps") == pytest.approx(losses("eager"), rel=1e-5)
+
+
+@pytest.mark.parametrize("tier", ["eager", "whole steps"])
+def test_a_callback_that_draws_between_steps_goes_on_to_the_same_bits(tier, tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def go(folder, resume=False, stop=10**9):
+        def noise(trainer):
+            with torch.no_grad():
+                for p in trainer.model.parameters():
+                    p.add_(torch.randn_like(p) * 0.01)
+            if trainer.step == stop:
+                raise Killed
+
+        spec = {"data": "iris", "model": {"mlp": {"hidden": [8]}}, "fit": {"epochs": 4, "device": "cpu", **TIERS[tier]}}
+        callbacks = [fitkit.LambdaCallback(on_step_end=noise)]
+        given = fitkit.load_spec(spec)
+        return run(given, out=folder, resume=resume, callbacks=callbacks, every_steps=3)[1].model
+
+    whole = go(tmp_path / "whole")
+    with pytest.raises(Killed):
+        go(tmp_path / "cut", stop=11)
+    resumed = go(tmp_path / "cut", resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import FunctionType
 from typing import Any
 
 from fitkit.builder.objective import Bound
@@ -38,8 +39,13 @@ def is_closed(begun: Outline, bound: Bound) -> bool:
     """Tell whether all code of a step is fitkit's or torch's, whose layers do not change themselves."""
     spec = bound.spec
     components = _components([spec.model, spec.loss, spec.metrics, begun.spec.optimizer, _augment(begun)])
-    layers = () if begun.model is None else begun.model.modules()
-    return all(is_ours(c.entry.factory) for c in components) and all(is_ours(type(layer)) for layer in layers)
+    layers = [
+        layer for part in (begun.model, bound.objective.transform) if part is not None for layer in part.modules()
+    ]
+    # A layer that torch parametrizes has a class of torch's, above the user's; some hold a function, an activation.
+    classes = {kind for layer in layers for kind in type(layer).__mro__ if kind is not object}
+    functions = [value for layer in layers for value in vars(layer).values() if isinstance(value, FunctionType)]
+    return all(map(is_ours, [*(c.entry.factory for c in components), *classes, *functions]))
 
 
 def _augment(begun: Outline) -> Sequence[Component]:

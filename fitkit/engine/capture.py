@@ -129,7 +129,8 @@ class _Changes:
 def _put_back(parts: Parts) -> Iterator[None]:
     """Put back what steps change: tensors in place, and modules' own attributes."""
     state = [entry for update in parts.updates for entries in update.state for entry in entries]
-    changed = [t for t in (*parts.parameters, *parts.model.buffers(), *state) if isinstance(t, Tensor) and _is_dense(t)]
+    every = *parts.parameters, *parts.model.buffers(), *state, *_tensors_of_followers(parts)
+    changed = [tensor for tensor in every if isinstance(tensor, Tensor) and _is_dense(tensor)]
     copies = [t.detach().clone() for t in changed]
     attributes = [(vars(module), plain(module)) for module in _modules(parts)]
     try:
@@ -160,9 +161,14 @@ def _held(parts: Parts, batches: ArrayBatches) -> list[Tensor]:
         parts.parameters,
         *(itertools.chain(module.parameters(), module.buffers()) for module in modules),
         *(entries for update in parts.updates for entries in update.state),
+        _tensors_of_followers(parts),
         (batches.x, batches.y, batches.starts, batches.span, batches.augment and batches.augment.key),
     )
     return [tensor for tensor in every if isinstance(tensor, Tensor)]
+
+
+def _tensors_of_followers(parts: Parts) -> list[Tensor]:
+    return [tensor for follower in parts.followers for tensor in follower.tensors().values()]
 
 
 def _places(tensors: Iterable[Tensor]) -> list[int]:

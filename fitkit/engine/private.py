@@ -59,7 +59,8 @@ def hooked(optimizer: torch.optim.Optimizer) -> bool:
 def hooked_modules(model: torch.nn.Module) -> bool:
     """Tell whether someone put functions of their own on modules: hooks, or another forward."""
     hooks = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
-    return any("forward" in vars(m) or any(vars(m)[hook] for hook in hooks) for m in model.modules())
+    of_all = any(getattr(torch.nn.modules.module, f"_global{hook}", None) for hook in hooks)
+    return of_all or any("forward" in vars(m) or any(vars(m)[hook] for hook in hooks) for m in model.modules())
 
 
 def free_generator(device: torch.device) -> None:
@@ -113,7 +114,7 @@ def compile_graph(function: Callable[..., Any], arguments: tuple[Any, ...], *, g
 
     Raises NoGraph when torch cannot.
     """
-    options: Any = None if guarded else {"guard_filter_fn": lambda guards: [False] * len(guards)}
+    options: Any = {"guard_filter_fn": _keepable if guarded else lambda guards: [False] * len(guards)}
     try:
         with _settings():
             compiled: Any = torch.compile(function, fullgraph=True, dynamic=False, options=options)
@@ -121,6 +122,14 @@ def compile_graph(function: Callable[..., Any], arguments: tuple[Any, ...], *, g
     except Exception as error:  # whatever a compiler trips over is a reason to go on without it
         raise NoGraph(_cause(error)) from error
     return Graph(made.fn, made.guard_check, made.save_compiled_function)
+
+
+def _keepable(guards: Any) -> list[bool]:
+    """Tell which guards torch can keep of a graph that is compiled ahead; by itself it drops those of globals too."""
+    from torch._dynamo.guards import CheckFunctionManager
+
+    never = getattr(CheckFunctionManager, "UNSUPPORTED_SERIALIZATION_GUARD_TYPES", ())
+    return [guard.guard_type not in never for guard in guards]
 
 
 def compiled_forward(function: Callable[..., Any]) -> Callable[..., Any]:

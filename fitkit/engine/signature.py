@@ -37,7 +37,7 @@ def signature(step: TrainStep, batches: Any, *, attributes: bool) -> str:
     said += [[(k, v) for k, v in g.items() if k not in ("params", "lr")] for g in step.optimizer.param_groups]
     for follower in step.followers:
         said += [(name, t.shape, t.dtype, t.stride()) for name, t in follower.tensors().items()]
-        said.append((type(follower), plain(follower)))
+        said += [(type(follower), plain(follower))] if attributes else []
     if attributes:
         said += [(type(module), plain(module)) for module in model.modules()]
     return hashlib.sha256(repr(said).encode()).hexdigest()

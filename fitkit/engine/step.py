@@ -256,9 +256,10 @@ class TrainStep:
             self.scaler.step(self.optimizer)
             self.scaler.update()
             applied = self.scaler.get_scale() >= before
-        if applied:
-            for follower in self.followers:
-                follower.after_update()
+        if applied and self.followers:
+            with torch.no_grad():
+                for follower in self.followers:
+                    follower.after_update()
         self._drop_gradients()
         return int(applied)
 

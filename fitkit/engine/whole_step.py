@@ -76,7 +76,7 @@ class WholeStep:
         self.trusted: dict[Any, Graph] = {}  # whose guards held in this epoch
         self.rates: dict[int, tuple[list[Sequence[float]], Tensor]] = {}  # of the last call, by its steps
         self.proved: list[Graph] = []  # whose guards held after their own first call too
-        self.still: list[Graph] = []  # that draw no random number
+        self.still: list[Graph] = []  # that draw no random number, where nobody else does
         self.parts: Parts | None = None
         self.refused = self.signature = self.traced = ""
         self.resumed = False  # then graphs were checked before, or the run would go on as no uninterrupted one does
@@ -148,7 +148,7 @@ class WholeStep:
         added = graph.call(*inputs)
         if graph not in self.proved:
             self.proved.append(graph)
-            if before is not None and torch.equal(before, random_state(self.eager.device)):
+            if before is not None and self.closed and torch.equal(before, random_state(self.eager.device)):
                 self.still.append(graph)
             if not graph.holds(*inputs):
                 self._refuse("code of your own changes what it does from step to step")
@@ -201,7 +201,7 @@ class WholeStep:
             key: Any = len(lrs), len(window.rows)
         else:
             arguments = self.parts, window, lrs
-            key = tuple((x.shape, y.shape) for x, y in window)
+            key = tuple((t.shape, t.dtype, t.stride()) for batch in window for t in batch)
         graph = self.trusted.get(key)
         if graph is None and (graph := self._find(key, arguments)) is not None:
             self.trusted[key] = graph
@@ -231,6 +231,8 @@ class WholeStep:
 
     def _stored_or_compiled(self, key: Any, arguments: Any) -> Graph:
         if self.tier.captured:
+            if self.foreign:
+                raise NoGraph("what after_update of your own callback changes cannot be put back after it is recorded")
             return capture(steps_on_rows, *arguments)
         function = steps_on_rows if isinstance(arguments[1], ArrayBatches) else step_on_batches
         if self.store is None:

@@ -202,7 +202,8 @@ def overridden(callbacks: Iterable[Callback], hook: str) -> list[Hook]:
 
 def followers(callbacks: Iterable[Callback]) -> list[Callback]:
     """Return the callbacks that have a part in each step, by `after_update`, in order."""
-    return [callback for callback in callbacks if type(callback).after_update is not Callback.after_update]
+    empty = Callback.after_update
+    return [callback for callback in callbacks if getattr(callback.after_update, "__func__", None) is not empty]
 
 
 def watched_by_others(callbacks: Iterable[Callback]) -> bool:
@@ -213,8 +214,9 @@ def watched_by_others(callbacks: Iterable[Callback]) -> bool:
 
 
 def is_ours(callback: object) -> bool:
-    """Tell whether what a callback does is fitkit's code, and not a user's."""
-    return type(callback) is not LambdaCallback and type(callback).__module__.startswith("fitkit.")
+    """Tell whether what a callback does is fitkit's code: its class is, and no hook was put on the object itself."""
+    own = any(name.startswith("on_") or name == "after_update" for name in getattr(callback, "__dict__", {}))
+    return not own and type(callback).__module__.startswith("fitkit.")
 
 
 def run_folder(trainer: TrainerLike, callback: Callback) -> Path:
