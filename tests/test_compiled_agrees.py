@@ -10,6 +10,7 @@ from torch import nn
 import fitkit
 from fitkit.engine import whole_step
 from fitkit.engine.devices import can_compile
+from fitkit.parts.callbacks import EarlyStopping
 from fitkit.session import run
 
 pytestmark = [
@@ -261,7 +262,7 @@ def test_a_hook_that_is_put_on_a_callback_of_fitkit_s_is_code_of_the_user_s():
     def losses(tier):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(3, 4), nn.LeakyReLU(), nn.Linear(4, 2))
-        callback = fitkit.EarlyStopping(monitor="loss", patience=50)
+        callback = EarlyStopping(monitor="loss", patience=50)
 
         def slope(trainer):
             model[1].negative_slope = 0.5 * trainer.epoch
