@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from types import FunctionType
 from typing import Any
 
 from fitkit.builder.objective import Bound
@@ -43,8 +43,9 @@ def is_closed(begun: Outline, bound: Bound) -> bool:
         layer for part in (begun.model, bound.objective.transform) if part is not None for layer in part.modules()
     ]
     # A layer that torch parametrizes has a class of torch's, above the user's; some hold a function, an activation.
-    classes = {kind for layer in layers for kind in type(layer).__mro__ if kind is not object}
-    functions = [value for layer in layers for value in vars(layer).values() if isinstance(value, FunctionType)]
+    classes = {kind for layer in layers for kind in inspect.getmro(type(layer)) if kind is not object}
+    activations = [getattr(layer, "activation", None) for layer in layers]
+    functions = [activation for activation in activations if inspect.isfunction(activation)]
     return all(map(is_ours, [*(c.entry.factory for c in components), *classes, *functions]))
 
 

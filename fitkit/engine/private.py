@@ -59,8 +59,17 @@ def hooked(optimizer: torch.optim.Optimizer) -> bool:
 def hooked_modules(model: torch.nn.Module) -> bool:
     """Tell whether someone put functions of their own on modules: hooks, or another forward."""
     hooks = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
-    of_all = any(getattr(torch.nn.modules.module, f"_global{hook}", None) for hook in hooks)
-    return of_all or any("forward" in vars(m) or any(vars(m)[hook] for hook in hooks) for m in model.modules())
+    if _hooks_of_all():
+        return True
+    return any("forward" in vars(m) or any(vars(m)[hook] for hook in hooks) for m in model.modules())
+
+
+def _hooks_of_all() -> bool:
+    """Tell whether torch calls functions for every module there is."""
+    theirs = torch.nn.modules.module
+    forward = getattr(theirs, "_global_forward_hooks", None), getattr(theirs, "_global_forward_pre_hooks", None)
+    backward = getattr(theirs, "_global_backward_hooks", None), getattr(theirs, "_global_backward_pre_hooks", None)
+    return any((*forward, *backward))
 
 
 def free_generator(device: torch.device) -> None:

@@ -169,6 +169,7 @@ class Callback:
 
 
 Hook = Callable[[TrainerLike], None]
+HOOKS = [name for name in dir(Callback) if name.startswith("on_")]
 
 
 class LambdaCallback(Callback):
@@ -209,14 +210,15 @@ def followers(callbacks: Iterable[Callback]) -> list[Callback]:
 def watched_by_others(callbacks: Iterable[Callback]) -> bool:
     """Tell whether code that is not fitkit's runs within epochs, which may change the model between two steps."""
     callbacks = list(callbacks)
-    hooks = [*overridden(callbacks, "on_step_end"), *overridden(callbacks, "on_tick")]
-    return not all(map(is_ours, [*(getattr(hook, "__self__", None) for hook in hooks), *followers(callbacks)]))
+    watching = [one for one in callbacks if overridden([one], "on_step_end") or overridden([one], "on_tick")]
+    return not all(map(is_ours, [*watching, *followers(callbacks)]))
 
 
-def is_ours(callback: object) -> bool:
+def is_ours(callback: Callback) -> bool:
     """Tell whether what a callback does is fitkit's code: its class is, and no hook was put on the object itself."""
-    own = any(name.startswith("on_") or name == "after_update" for name in getattr(callback, "__dict__", {}))
-    return not own and type(callback).__module__.startswith("fitkit.")
+    methods = [callback.after_update, *(method for hook in HOOKS for method in overridden([callback], hook))]
+    own = all(getattr(method, "__self__", None) is callback for method in methods)
+    return own and type(callback).__module__.startswith("fitkit.")
 
 
 def run_folder(trainer: TrainerLike, callback: Callback) -> Path:
