@@ -177,7 +177,7 @@ def dataset_of(folder: Path, case: Case) -> Any:
 
     x, y = arrays(folder, "r")
 
-    class Turned(Dataset):  # type: ignore[type-arg]
+    class Turned(Dataset):
         def __len__(self) -> int:
             return len(x)
 

@@ -199,12 +199,8 @@ def _settings() -> Iterator[None]:
     import torch._dynamo.config
     import torch._inductor.config
 
-    from fitkit.engine.passes import (
-        BiasApart,
-        InTurn,
-        OnceComputed,
-        PlainSums,
-    )  # which imports the compiler
+    # Which imports the compiler.
+    from fitkit.engine.passes import BiasApart, InTurn, OnceComputed, PlainSums
 
     inductor = {
         "cpp_wrapper": True,

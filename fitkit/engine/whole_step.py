@@ -144,11 +144,12 @@ class WholeStep:
                 shadow = shadow_of(self.eager, min(len(x) for part in windows for x, _ in part))
         if graph not in self.still:
             seed_step(self.eager.device, self.eager.seed, number)
-        before = None if graph in self.proved or self.tier.captured else random_state(self.eager.device)
+        first = graph not in self.proved
+        before = random_state(self.eager.device) if first and self.closed and not self.tier.captured else None
         added = graph.call(*inputs)
-        if graph not in self.proved:
+        if first:
             self.proved.append(graph)
-            if before is not None and self.closed and torch.equal(before, random_state(self.eager.device)):
+            if before is not None and torch.equal(before, random_state(self.eager.device)):
                 self.still.append(graph)
             if not graph.holds(*inputs):
                 self._refuse("code of your own changes what it does from step to step")

@@ -106,12 +106,11 @@ class Callback:
     def __init_subclass__(cls, **options: Any) -> None:
         """Refuse a method whose name looks like a hook and is none: it would never be called."""
         super().__init_subclass__(**options)
-        hooks = [name for name in dir(Callback) if name.startswith("on_")]
         for name in vars(cls):
-            if name.startswith("on_") and name not in hooks:
-                near = nearest(name, hooks)
+            if name.startswith("on_") and name not in HOOKS:
+                near = nearest(name, HOOKS)
                 hint = f" Did you mean {show(near)}?" if near else ""
-                raise SpecError(f"{cls.__name__}.{name}: there is no such hook.{hint} The hooks are {listing(hooks)}.")
+                raise SpecError(f"{cls.__name__}.{name}: there is no such hook.{hint} The hooks are {listing(HOOKS)}.")
 
     remembers: tuple[str, ...] = ()
     writes_files = False  # whether it needs a run folder
